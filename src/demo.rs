@@ -214,7 +214,7 @@ fn write(
     let scoring = score(&request, interrupt, progress)?;
     let rows = read_ratings(&ratings, &dynamics)?;
     let mut images = scoring.images.clone();
-    // A rule with cross-fitted proxies trains none beside the rater.
+    // A rule with cross-fitted proxies trains none jointly with the rater.
     if points.iter().any(|points| !points.is_empty()) {
         let losses = folder.join("losses.png");
         draw_losses(&losses, points)?;

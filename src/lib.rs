@@ -1,6 +1,6 @@
 //! `alchemist-engine` decides which text-image pairs are worth training on.
 //!
-//! A small *rater* is trained beside a small text-to-image *proxy* by meta-gradients; the rater then scores every
+//! A small *rater* is trained jointly with a small text-to-image *proxy* by meta-gradients; the rater then scores every
 //! pair of a corpus, and Shift-Gsample keeps the informative part (Alchemist, arXiv 2512.16905).
 //!
 //! # Per-sample gradients without keeping them

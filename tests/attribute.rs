@@ -249,7 +249,7 @@ fn numbers_are_those_of_one_backward_pass_a_sample() {
         let out = format!("{geometry}.csv");
         let said = work.finish(&work.attribute(&out, &further));
         assert!(said.starts_with("25 rows in = 24 attributed + 1 failed\n"), "{said}");
-        assert!(said.contains(&format!("on {VALIDATION} records (1 left out)")), "{said}");
+        assert!(said.contains(&format!("on {VALIDATION} records (1 skipped)")), "{said}");
         let failed = fs::read_to_string(work.path(&format!("{geometry}.failed.csv"))).unwrap();
         assert!(failed.starts_with("id,origin,reason\n999999,train.csv:26,"), "{failed}");
         let (header, rows) = read_csv(&work.path(&out));

@@ -193,7 +193,7 @@ fn images_are_found_from_tables_in_other_folders() {
     let copied = place.run(&[&select[..], &["data/beside.csv", "--data", "data/train.csv"]].concat());
     assert_eq!(copied.0, Some(0), "{}", copied.1);
     assert!(
-        copied.1.contains("3 rows of data/train.csv name their images from its own folder"),
+        copied.1.contains("data/train.csv has image paths relative to its folder in 3 rows"),
         "{}",
         copied.1
     );

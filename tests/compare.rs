@@ -220,9 +220,9 @@ fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn what_makes_a_comparison_unfair_is_refused() {
     let work = workplace();
-    work.refused(&run(&["--out", "few", "--keep", "5%"]), &["5% of 96", "are 5", "a batch of 8"]);
-    work.refused(&run(&["--out", "name", "--samplers", "best"]), &["the sampler `best`", "top-k"]);
-    work.refused(&run(&["--out", "flaw", "--flaw-column", "spoiled"]), &["no column `spoiled`"]);
+    work.refused(&run(&["--out", "few", "--keep", "5%"]), &["5% of 96", "leaves 5", "batch of 8"]);
+    work.refused(&run(&["--out", "name", "--samplers", "best"]), &["unknown sampler `best`", "top-k"]);
+    work.refused(&run(&["--out", "flaw", "--flaw-column", "flawed"]), &["no column `flawed`"]);
     // The validation set may have other columns than the corpus.
     let table = fs::read_to_string(work.path("data/validation.csv")).unwrap();
     let more = table
@@ -238,7 +238,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
         ),
         "{said}"
     );
-    // Without a validation set records are set aside, and the column of flaws need not be there.
+    // Without a validation set records are held out, and the column of flaws need not be there.
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
     fs::write(work.path("data/plain.csv"), table.replacen(",flaw,", ",kind,", 1)).unwrap();
     let without = [
@@ -252,7 +252,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "epochs",
     ];
     let said = work.succeed(&run(&[&without[..], &["--keep", "30%"]].concat()));
-    assert!(said.contains("19 records are set aside"), "{said}");
+    assert!(said.contains("19 records are held out"), "{said}");
     assert!(
         said.contains(
             "77 training records, 10 validation records to guide raters, 9 held-out records to measure models"
@@ -275,9 +275,9 @@ fn what_makes_a_comparison_unfair_is_refused() {
             &["other arithmetic", "--device"],
         );
     }
-    // What is set aside is not spoiled where that is known; with nothing unspoiled there is no ceiling. A sampler that drops the best
+    // What is set aside is not flawed where that is known; with nothing clean there is no ceiling. A sampler that drops the best
     // cannot keep nearly all.
-    let spoiled = |table: &str| {
+    let flawed = |table: &str| {
         let rows = work.table(table);
         rows.iter().filter(|row| row["flaw"] != "clean").count()
     };
@@ -292,8 +292,8 @@ fn what_makes_a_comparison_unfair_is_refused() {
         "--out",
     ];
     let said = work.succeed(&run(&[&aside[..], &["sound", "--samplers", "shift-gsample"]].concat()));
-    assert_eq!(["validation", "held_out"].map(|set| spoiled(&format!("sound/data/{set}.csv"))), [0, 0]);
-    assert!(spoiled("sound/data/pool.csv") > 10);
+    assert_eq!(["validation", "held_out"].map(|set| flawed(&format!("sound/data/{set}.csv"))), [0, 0]);
+    assert!(flawed("sound/data/pool.csv") > 10);
     assert!(
         said.contains("shift-gsample:0.05/0.3/0.25 has no 97%")
             && !said.contains("| 97% | epochs | resolution |"),
@@ -303,12 +303,12 @@ fn what_makes_a_comparison_unfair_is_refused() {
         .lines()
         .enumerate()
         .map(|(at, line)| if at == 0 { format!("{line}\n") } else { line.replace("clean", "noise") + "\n" });
-    fs::write(work.path("data/spoiled.csv"), all.collect::<String>()).unwrap();
+    fs::write(work.path("data/flawed.csv"), all.collect::<String>()).unwrap();
     let said = work.succeed(&run(&[
         "--out",
-        "spoiled",
+        "flawed",
         "--data",
-        "data/spoiled.csv",
+        "data/flawed.csv",
         "--keep",
         "30%",
         "--equal",
@@ -319,7 +319,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
     let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();
     let few: Vec<&str> = validation.lines().take(10).collect();
     fs::write(work.path("data/few.csv"), few.join("\n")).unwrap();
-    let refused = ["usable records are left", "a batch of 8"];
+    let refused = ["usable records are left", "batch of 8"];
     work.refused(&run(&["--out", "rows", "--validation", "data/few.csv"]), &refused);
     assert!(!work.path("rows/tokens").exists(), "it is refused before images are looked at");
     let unreadable = validation.replace("validation/", "absent/");
@@ -372,7 +372,7 @@ fn models_draw_images_that_are_measured() {
     // Stopped anywhere, it comes to the same.
     work.killed(&drawing, 3, 700, 400);
     let said = work.succeed(&drawing);
-    assert!(said.contains("6 images are too few for features of 16 dimensions"), "{said}");
+    assert!(said.contains("6 images are too few for a full-rank covariance of 16 dimensions"), "{said}");
     let drawn = work.fits("compared");
     let score = drawn[0]
         .keys()

@@ -144,8 +144,8 @@ fn a_row_that_is_not_utf_8_is_an_error_with_its_line() {
 
 #[test]
 fn an_unbalanced_row_is_an_error_with_its_line() {
-    table_error("id,image_save_path,caption\n1,a,b\n2,c,d,e\n", Some(3), &["4 fields", "header 3"]);
-    table_error("id,image_save_path,caption\n1,a\n", Some(2), &["2 fields"]);
+    table_error("id,image_save_path,caption\n1,a,b\n2,c,d,e\n", Some(3), &["found 4", "expected 3"]);
+    table_error("id,image_save_path,caption\n1,a\n", Some(2), &["found 2"]);
     table_error("id,image_save_path,caption\n1,a,b\n2,c,\"d\n3,e,f\n", Some(3), &["never closed"]);
     table_error(
         "id,image_save_path,caption\n1,a,\"b\"c\n",

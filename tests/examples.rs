@@ -62,7 +62,7 @@ fn a_corpus_is_rated_from_rust() {
         printed(command.output().unwrap())
     };
     let first = rate(&["pn=1_2_3", "depth=1", "proxy_width=64", "raterDepth=1", "bs=8", "ep=2"]);
-    assert!(first.contains(" steps on 40 training and 8 validation records (0 left out)"), "{first}");
+    assert!(first.contains(" steps on 40 training and 8 validation records (0 skipped)"), "{first}");
     assert!(first.contains("48 rows in = 48 scored + 0 failed"), "{first}");
     let (_, lists) = first.split_once("\nbest\n").unwrap();
     let (best, worst) = lists.split_once("\nworst\n").unwrap();

@@ -26,7 +26,7 @@ fn metrics(work: &Workplace, run: &str) -> Vec<Value> {
 fn the_loss_falls_and_images_come_out() {
     let work = workplace();
     let said = work.succeed(&["fit", "--config", "config.json", "--out", "run", "--set", "ep=8"]);
-    assert!(said.contains("64 steps on 64 training records, 16 for validation (0 left out)"), "{said}");
+    assert!(said.contains("64 steps on 64 training records, 16 for validation (0 skipped)"), "{said}");
     let measured: Vec<f64> =
         metrics(&work, "run").iter().filter_map(|line| line["validation_loss"].as_f64()).collect();
     assert_eq!(measured.len(), 8, "one measurement an epoch");
@@ -56,7 +56,7 @@ fn the_loss_falls_and_images_come_out() {
     assert!(said.contains("no captions; pass --prompt TEXT"), "{said}");
     let said = work
         .refused(&["sample", "--checkpoint", "run", "--prompt", "x", "--out", "none", "--top-p", "2"], &[]);
-    assert!(said.contains("top-p must lie between 0 and 1"), "{said}");
+    assert!(said.contains("top-p must be between 0 and 1"), "{said}");
     let said =
         work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"], &[]);
     assert!(said.contains("holds a model trained by `fit`, not a rater"), "{said}");
@@ -124,7 +124,7 @@ fn parts_of_the_pyramid_are_trained_as_configured() {
         work.refused(&arguments, &[])
     };
     let said = refused(&["drop_scale_length=5"]);
-    assert!(said.contains("must lie between 6 and 14"), "{said}");
+    assert!(said.contains("must be between 6 and 14"), "{said}");
     let said = refused(&["pg=0.5", "pg0=3"]);
     assert!(said.contains("pg0") && said.contains("scale 2"), "{said}");
     let said = refused(&["pg=0.5", "drop_scale_length=9"]);

@@ -391,10 +391,10 @@ fn drawn_images_lie_as_geneval_reads_them_and_are_measured() {
     run("flat", &["--clip", clip]);
     assert!(measures(&work.path("out.json"))[..] == found[2..]);
 
-    // A broken image is told and left out.
+    // A broken image is told and skipped.
     fs::write(work.path("flat/0001_02.png"), b"no image").unwrap();
     let said = run("flat", &against);
-    assert!(said.contains("left out 0001_02.png: ") && said.contains("1 images could not be used"), "{said}");
+    assert!(said.contains("skipped 0001_02.png: ") && said.contains("1 images could not be used"), "{said}");
     assert!(measures(&work.path("out.json")).iter().all(|row| row.2 == 11));
     let left_out = read(&work.path("out.json"))["left_out"]["generated"].clone();
     assert_eq!(

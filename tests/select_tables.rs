@@ -155,7 +155,7 @@ fn bad_csv_is_refused_with_the_line() {
         csv_message(b"name,rating\n1,2\n"),
         ": there is no column `id`; the columns are `name`, `rating`"
     );
-    let skip = "; fix it, or skip such rows with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
+    let skip = "; fix it, or skip such rows (--skip-bad-rows, or --set skip_bad_rows=true)";
     assert_eq!(
         csv_message(b"id,rating\na,1\nb,high\n"),
         format!(", line 3: the rating `high` is not a number{skip}")
@@ -181,11 +181,11 @@ fn bad_csv_is_refused_with_the_line() {
     );
     assert_eq!(
         csv_message(b"id,rating\na,1,2\n"),
-        ", line 2: the row has 3 fields, the header 2; quote fields that contain a comma, a quote or a line break"
+        ", line 2: expected 2 fields, found 3; quote fields that contain a comma, a quote or a line break"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1\nb\n"),
-        ", line 3: the row has 1 fields, the header 2; quote fields that contain a comma, a quote or a line break"
+        ", line 3: expected 2 fields, found 1; quote fields that contain a comma, a quote or a line break"
     );
     assert_eq!(
         csv_message(b"id,rating\na,1\n\xFF,2\n"),

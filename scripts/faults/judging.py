@@ -92,15 +92,15 @@ class Judge:
             raise Faulty(f"{before}exit code 0, but {difference}")
 
     def excused(self, ended: Ended, tree: dict, difference: str, before: str) -> bool:
-        """Exit code 0 with another output is accepted if an image could not be read and is reported as left out, also when the
-        command is repeated and resumes; after an error a file that could not be removed may stay if reported or hidden."""
+        """Exit code 0 with another output is accepted if an image could not be read and is reported as skipped, also when
+        the command is repeated and resumes; after an error a file that could not be removed may stay if reported or hidden."""
         if not self.hit:
             return False
         name, path = self.hit
         if name in READING and path.endswith(".png"):
             said = ended.err + ended.out.decode(errors="replace")
             tables = b"".join(entry[1] for at, entry in tree.items() if entry[0] == "file" and at.endswith((".csv", ".json")))
-            if "left out" in said or any(one in said or one.encode() in tables for one in self.names_of(path)):
+            if "skipped" in said or any(one in said or one.encode() in tables for one in self.names_of(path)):
                 return True
             raise Faulty(f"{before}{path} could not be read ({difference}), and nothing says so: exit code 0")
         if before or not difference.endswith(" was left"):

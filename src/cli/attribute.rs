@@ -17,9 +17,9 @@ use crate::{
 /// The geometry of the inner product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GeometryArgument {
-    /// With the validation gradient V.
+    /// The validation gradient V.
     Sgd,
-    /// With V / (√v̂ + ε), v̂ being the second moment of the checkpoint's optimizer.
+    /// V / (√v̂ + ε), v̂ being the second moment of the checkpoint's optimizer.
     Adamw,
 }
 
@@ -35,16 +35,16 @@ pub struct AttributeArguments {
     /// The corpus, in any form: docs/formats.md lists them.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// The validation records, a corpus too: the mean of their losses gives V.
+    /// The validation set, a corpus too; V is the gradient of its mean loss.
     #[arg(long, value_name = "CORPUS")]
     pub validation: PathBuf,
-    /// The form of both, where their content is not to decide.
+    /// Read both in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
-    /// Output, .csv or .parquet. Failed records go beside it, into `NAME.failed.csv`.
+    /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// What a record's gradient is multiplied with.
+    /// The vector that each record's gradient is dotted with.
     #[arg(long, value_enum, default_value_t = GeometryArgument::Sgd)]
     pub geometry: GeometryArgument,
     /// Batch size. Results do not depend on it, except for the last digits on a device.
@@ -56,7 +56,7 @@ pub struct AttributeArguments {
     /// Device of the proxy: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
+    /// Set a key of the run's configuration, such as columns.caption=text or workers=8.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `compare`: trains models on what each rating chooses, beside the controls.
+//! `compare`: trains models on what each rating chooses, alongside the controls.
 
 use std::path::PathBuf;
 
@@ -27,21 +27,20 @@ pub struct CompareArguments {
     /// Configuration in JSON: the models' and raters' sizes and training, and the data.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// The training set, in place of the configuration's; a column `flaw`, as `plant` writes it, holds the planted
-    /// flaws.
+    /// The training set; overrides the configuration. A column `flaw`, as `plant` writes it, holds the planted flaws.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// The validation set, which guides the raters, in place of the configuration's; without either, a fifth of the
-    /// training set is set aside, of clean records if there is a column of flaws.
+    /// The validation set, which guides the raters; overrides the configuration; if neither is set, 20% of the training
+    /// set is held out, of clean records if there is a column of flaws.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
     /// The held-out set, which models are measured on and no rater reads; by default, half of the validation set.
     #[arg(long, value_name = "CORPUS")]
     pub held_out: Option<PathBuf>,
-    /// The form of all three, where their content is not to decide.
+    /// Read all three in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
-    /// Folder of the comparison. The same command resumes it, also with more seeds, shares, ratings or samplers.
+    /// Directory of the comparison. The same command resumes it, also with more seeds, shares, ratings or samplers.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Number of seeds, starting at --first-seed.
@@ -70,13 +69,13 @@ pub struct CompareArguments {
         default_value = "top-k,block:0.2,block:0.4,gsample,shift-gsample"
     )]
     pub samplers: Vec<String>,
-    /// What models trained on subsets and on everything have in common: epochs, as in the paper, or steps.
+    /// Training budget to match between subsets and the full set: epochs or steps.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "epochs,steps")]
     pub equal: Vec<String>,
     /// The column of planted flaws [default: flaw].
     #[arg(long, value_name = "NAME")]
     pub flaw_column: Option<String>,
-    /// Accept images that are in several sets.
+    /// Allow the same image in more than one set.
     #[arg(long)]
     pub allow_duplicates: bool,
     /// Keep the models, not only their results.
@@ -105,7 +104,7 @@ pub struct CompareArguments {
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the configuration.
+    /// Set a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

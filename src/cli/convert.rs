@@ -73,7 +73,7 @@ fn size(text: &str) -> Result<usize, String> {
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
-        _ => return Err(format!("unknown unit in {text}; use B, kB, MB, GB, KiB, MiB or GiB")),
+        _ => return Err(format!("unknown unit in `{text}`; expected one of B, kB, MB, GB, KiB, MiB, GiB")),
     };
     let count: usize = digits.parse().map_err(|_| "not an integer with a unit, such as 2GB".to_owned())?;
     count

@@ -32,14 +32,14 @@ pub struct EncodeArguments {
     /// validation sets.
     #[arg(long, value_name = "CORPUS")]
     pub data: Vec<PathBuf>,
-    /// The form of --data, where its content is not to decide.
+    /// Read --data in this form [default: detected by content].
     #[arg(long, value_name = "FORM", requires = "data")]
     pub format: Option<CorpusForm>,
-    /// Folder of the cache. The same command resumes it, and recomputes damaged shards.
+    /// Directory of the cache. The same command resumes it, and recomputes damaged shards.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// What is cached of captions: states rounded to bf16, states as f32, token ids only (small), or nothing [default:
-    /// bf16 for CLIP and T5, none for hashed words].
+    /// What to cache for captions: states rounded to bf16, states as f32, token ids only (small), or nothing [default:
+    /// bf16 for CLIP and T5, none for the built-in hashed encoder].
     #[arg(long, value_name = "KIND")]
     pub text: Option<TextArgument>,
     /// Rows per shard; an interrupted command loses at most one shard.
@@ -51,12 +51,12 @@ pub struct EncodeArguments {
     /// Device of the encoders: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the configuration.
+    /// Set a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
-/// What is cached of captions.
+/// What to cache for captions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum TextArgument {
     /// States in bfloat16.

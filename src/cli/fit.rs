@@ -19,7 +19,7 @@ use crate::{
 pub struct FitArguments {
     #[command(flatten)]
     run: TrainArguments,
-    /// Initial weights, in the released layout; in place of the configuration's.
+    /// Initial weights, in the released layout; overrides the configuration.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
 }

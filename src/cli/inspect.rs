@@ -34,7 +34,7 @@ pub struct InspectArguments {
     /// Which of the configuration's networks.
     #[arg(long, value_name = "NETWORK", requires = "config", default_value = "rater")]
     pub network: Network,
-    /// Sets a key of the configuration.
+    /// Set a key of the configuration.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
     pub set: Vec<String>,
 }

@@ -34,7 +34,7 @@ pub struct MeasureArguments {
     /// The reference images, of the same kinds. Without them only CLIP-Score is measured.
     #[arg(long, value_name = "DIR|CORPUS")]
     reference: Option<PathBuf>,
-    /// The form of both, which are then corpora, where their content is not to decide.
+    /// Read both as corpora in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     format: Option<CorpusForm>,
     /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).
@@ -52,13 +52,13 @@ pub struct MeasureArguments {
     /// FID's Inception-v3, with pytorch-fid's names: safetensors or pt_inception-2015-12-05.pth.
     #[arg(long, value_name = "FILE")]
     inception: Option<PathBuf>,
-    /// Also write the measures to this JSON file.
+    /// Also write the metrics to this JSON file.
     #[arg(long, value_name = "FILE.json")]
     out: Option<PathBuf>,
     /// Replace an existing output of this command.
     #[arg(long, requires = "out")]
     overwrite: bool,
-    /// Sets a key of the configuration.
+    /// Set a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE", requires = "config")]
     set: Vec<String>,
 }
@@ -95,7 +95,7 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
     }
 }
 
-/// Takes the measures and prints them; returns them as JSON.
+/// Computes the metrics and prints them; returns them as JSON.
 fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &Interrupt) -> Result<Vec<u8>> {
     for warning in config.iter().flat_map(|config| &config.warnings) {
         tracing::warn!("{warning}");
@@ -140,14 +140,13 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     }
     for measure in measures.iter().filter(|measure| measure.singular_covariance) {
         tracing::warn!(
-            "{} and {} images are too few: a covariance is singular, and this can be compared only with distances of as \
-             many images: {}",
+            "{} and {} images are too few for a full-rank covariance; compare only between sets of the same sizes: {}",
             measure.generated,
             measure.reference.unwrap_or_default(),
             measure.name
         );
     }
-    let mut table = TextTable::new(["measure", "value", "images", "compared with"]);
+    let mut table = TextTable::new(["metric", "value", "images", "compared with"]);
     for measure in &measures {
         let reference = measure.reference.map_or(String::new(), |count| count.to_string());
         table.row([
@@ -161,7 +160,7 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
     for (side, what) in [("generated", "images"), ("reference", "reference images")] {
         let count = left_out[side].as_array().map_or(0, Vec::len);
         if count > 0 {
-            super::say(&format!("{count} {what} could not be used and were left out"))?;
+            super::say(&format!("{count} {what} could not be used and were skipped"))?;
         }
     }
     let json = json!({"measures": measures, "networks": measurer.identity(), "left_out": left_out});

@@ -42,7 +42,7 @@ pub struct Cli {
     // After the options of the command, before --help.
     #[arg(long, global = true, display_order = 900, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Log more to stderr; twice for everything.
+    /// Log more to stderr (-v: info, -vv: debug).
     #[arg(short, long, global = true, display_order = 901, action = ArgAction::Count)]
     pub verbose: u8,
     /// The command.
@@ -55,13 +55,13 @@ pub struct Cli {
 pub enum Command {
     /// Run the whole pipeline on synthetic data with known flaws.
     Demo(demo::DemoArguments),
-    /// Train a rater beside a proxy.
+    /// Train a rater jointly with a proxy.
     Train(train::TrainArguments),
     /// Cache the tokens and text states of a corpus.
     Encode(encode::EncodeArguments),
     /// Rate every pair of a corpus.
     Score(score::ScoreArguments),
-    /// Attribute the proxy's validation loss to single pairs: gradient norms, inner products, cosines, TracIn.
+    /// Attribute the proxy's validation loss to individual pairs: gradient norms, inner products, cosines, TracIn.
     Attribute(attribute::AttributeArguments),
     /// Select a subset by ratings.
     Select(select::SelectArguments),
@@ -73,19 +73,19 @@ pub enum Command {
     Sample(sample::SampleArguments),
     /// Measure generated images: Fréchet distances to held-out ones, and CLIP-Score.
     Measure(measure::MeasureArguments),
-    /// Train the same model on what each rating and sampler selects, beside the controls, with several seeds.
+    /// Train the same model on what each rating and sampler selects, alongside the controls, with several seeds.
     Compare(compare::CompareArguments),
     /// Write an HTML page of a run or a comparison: tables, charts and pairs by rating.
     Report(report::ReportArguments),
     /// Write a run's networks as a checkpoint that the released code loads.
     Export(export::ExportArguments),
-    /// List the contents of a weights file: tensors, numbers and texts. Nothing in it is run.
+    /// List the contents of a weights file: tensors, scalars and strings. No code in the file is executed.
     Inspect(inspect::InspectArguments),
     /// Convert weights to safetensors or a PyTorch checkpoint.
     Convert(convert::ConvertArguments),
     /// Copy a corpus and plant known flaws in it, to test a rating.
     Plant(plant::PlantArguments),
-    /// List the devices, and why one cannot be used.
+    /// List compute devices, and why any of them is unavailable.
     Devices(devices::DevicesArguments),
 }
 

@@ -18,12 +18,12 @@ pub struct PackArguments {
     /// The subset: a CSV, as `select` writes it, or any corpus.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// The form of --data, where its content is not to decide.
+    /// Read --data in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub data_format: Option<CorpusForm>,
     /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids
-    /// (DataComp's .npy). Tables name the images and do not read them.
-    #[arg(long, value_name = "FORM")]
+    /// (DataComp's .npy). csv and parquet reference the images without reading them.
+    #[arg(long, value_name = "FORMAT")]
     pub format: Format,
     /// The file, or the folder for imagefolder and webdataset.
     #[arg(long, value_name = "PATH")]

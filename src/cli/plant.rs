@@ -25,10 +25,10 @@ pub struct PlantArguments {
     /// The corpus, in any form: docs/formats.md lists them.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// The form of the corpus, where its content is not to decide.
+    /// Read the corpus in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
-    /// Folder for the copy: corpus.csv with the columns flaw and flaw_source, and images.
+    /// Directory for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Shares of the flaws, such as noise=5%,blur=0.05; others are 0. The flaws are plain, noise, blur, jpeg, watermark,
@@ -44,7 +44,7 @@ pub struct PlantArguments {
     /// Side in pixels of all copied images, which are cropped to the center square.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub side: u32,
-    /// Seed of which records are corrupted, and how.
+    /// Random seed for choosing and corrupting records.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Column of the ids.
@@ -63,7 +63,7 @@ pub struct PlantArguments {
     /// Count malformed rows as failed records instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
-    /// Images with more pixels are left out.
+    /// Images with more pixels are skipped.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_PIXELS)]
     pub max_pixels: u64,
     /// Number of decoding threads.
@@ -104,6 +104,6 @@ pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()
     let planted = plant(&settings, interrupt, &mut progress)?;
     let total: usize = planted.counts.iter().map(|(_, count)| count).sum();
     let counts: Vec<String> = planted.counts.iter().map(|(flaw, count)| format!("{count} {flaw}")).collect();
-    let left_out = if planted.failed > 0 { format!("; {} left out", planted.failed) } else { String::new() };
+    let left_out = if planted.failed > 0 { format!("; {} skipped", planted.failed) } else { String::new() };
     super::say(&format!("{total} records: {}{left_out}\n{}", counts.join(", "), planted.table.display()))
 }

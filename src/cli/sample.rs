@@ -49,13 +49,14 @@ pub struct SampleArguments {
     /// Layout of the output.
     #[arg(long, value_enum, default_value = "flat")]
     layout: LayoutName,
-    /// Folder for the images, samples.csv and grid.png, or GenEval's folders.
+    /// Directory for the images, samples.csv and grid.png, or GenEval's folders.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Replace existing outputs of this command.
     #[arg(long)]
     overwrite: bool,
-    /// Guidance at the finest scale; it grows with the scale. 0: none, in half the time.
+    /// Classifier-free guidance scale at the finest scale, ramped up from the coarsest; 0 disables it and halves the
+    /// time.
     #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = SampleSettings::default().guidance)]
     cfg: f64,
     /// Sample from this many of the most likely codes; 0: from all.
@@ -73,7 +74,7 @@ pub struct SampleArguments {
     /// Device of the network: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
-    /// Sets a key of the configuration.
+    /// Set a key of the configuration.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

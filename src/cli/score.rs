@@ -26,10 +26,10 @@ pub struct ScoreArguments {
     /// The corpus, in any form: docs/formats.md lists them.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// The form of the corpus, where its content is not to decide.
+    /// Read the corpus in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
-    /// Output, .csv or .parquet. Failed records go beside it, into `NAME.failed.csv`.
+    /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The name of the rating column; must not be a column of the corpus.
@@ -52,7 +52,7 @@ pub struct ScoreArguments {
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Sets a key of the run's configuration, such as columns.caption=text or workers=8.
+    /// Set a key of the run's configuration, such as columns.caption=text or workers=8.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

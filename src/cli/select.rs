@@ -45,13 +45,13 @@ pub struct SelectArguments {
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The subset, a .csv file; its ids and a summary are written beside it.
+    /// The subset, a .csv file; its ids and a summary are written to the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The corpus: kept rows are copied from it, verbatim if it is one CSV, else as a CSV of its columns.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// The form of --data, where its content is not to decide.
+    /// Read --data in this form [default: detected by content].
     #[arg(long, value_name = "FORM", requires = "data")]
     pub format: Option<CorpusForm>,
     /// The id column. If there is no column `id`: one of the usual names (key, uid), or else the image's path.

@@ -1,4 +1,4 @@
-//! `train`: trains a rater beside a proxy.
+//! `train`: trains a rater jointly with a proxy.
 
 use std::path::{Path, PathBuf};
 
@@ -21,16 +21,16 @@ pub struct TrainArguments {
     /// Configuration in JSON; docs/config.md lists its keys.
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     pub config: Option<PathBuf>,
-    /// The training set, in place of the configuration's: a corpus in any form, such as the output of `select`.
+    /// The training set, a corpus in any form, such as the output of `select`; overrides the configuration.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// The validation set, in place of the configuration's.
+    /// The validation set; overrides the configuration.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
-    /// The form of both, where their content is not to decide.
+    /// Read both in this form [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
-    /// Sets a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
+    /// Set a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.

@@ -242,7 +242,7 @@ impl FromStr for Rating {
         let all = Self::all();
         all.iter().find(|rating| rating.name() == name).copied().ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|rating| rating.name()).collect();
-            Error::argument(format!("`{name}` is not a rating; they are {}", names.join(", ")))
+            Error::argument(format!("unknown rating `{name}`; expected one of {}", names.join(", ")))
         })
     }
 }
@@ -298,13 +298,14 @@ impl FromStr for SamplingArm {
             ("gsample", &[mean, sigma]) => Strategy::Gsample { mean, sigma },
             ("shift-gsample", []) => Strategy::SHIFT_GSAMPLE,
             ("shift-gsample", &[drop_top, mean, sigma]) => Strategy::ShiftGsample { drop_top, mean, sigma },
-            ("top-k" | "gsample" | "shift-gsample", _) => {
+            ("top-k" | "block" | "gsample" | "shift-gsample", _) => {
                 return refuse("has the wrong number of parameters; see --help");
             }
             _ => {
-                return refuse(
-                    "is none of top-k, block, gsample and shift-gsample (random is always included)",
-                );
+                return Err(Error::argument(format!(
+                    "unknown sampler `{name}`; expected one of top-k, block, gsample, shift-gsample (random is always \
+                     included)"
+                )));
             }
         };
         strategy.validate()?;
@@ -312,7 +313,7 @@ impl FromStr for SamplingArm {
     }
 }
 
-/// What models trained on a subset and on the full set have in common.
+/// The training budget that is equal for subset and full-data models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Convention {
     /// The same number of epochs, as in the paper: a subset takes fewer steps.
@@ -349,10 +350,9 @@ impl FromStr for Convention {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        [Self::Epochs, Self::Steps]
-            .into_iter()
-            .find(|convention| convention.name() == name)
-            .ok_or_else(|| Error::argument(format!("`{name}` is neither epochs nor steps")))
+        [Self::Epochs, Self::Steps].into_iter().find(|convention| convention.name() == name).ok_or_else(
+            || Error::argument(format!("unknown training budget `{name}`; expected one of epochs, steps")),
+        )
     }
 }
 

@@ -89,7 +89,7 @@ impl Fits<'_> {
         let (summary, seconds) = match fitted {
             Err(Error::Interrupted { .. }) => {
                 return Err(Error::Interrupted {
-                    saved: "what is finished is kept, and the current model resumes from its checkpoint; give the same \
+                    saved: "finished models are kept, and the current model resumes from its checkpoint; run the same \
                             command again"
                         .to_owned(),
                 });
@@ -119,8 +119,8 @@ impl Fits<'_> {
         if let (Some(sampled_images), None) = (&self.sampled_images, &result.diverged) {
             result.images = sampled_images.measure(&run, &key, seed, interrupt, task).map_err(|error| match error {
                 Error::Interrupted { .. } => Error::Interrupted {
-                    saved: "what is finished is kept, and the current images are generated again; give the same \
-                            command again"
+                    saved: "finished models are kept, and the current images are regenerated; run the same command \
+                            again"
                         .to_owned(),
                 },
                 other => other,

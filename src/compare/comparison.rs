@@ -66,7 +66,7 @@ impl Comparison {
         let damaged = |line, why: &str| Error::Table {
             path: path.clone(),
             line,
-            message: format!("is damaged ({why}); give the command of the comparison again"),
+            message: format!("is damaged ({why}); run `compare` again"),
         };
         let text = match unseal(&bytes) {
             Unsealed::Whole(text) => text,

@@ -220,14 +220,14 @@ fn set_aside(
         let message = format!("{} records are too few to set {count} of them aside", records.len());
         return Err(Error::Table { path: train.to_path_buf(), line: None, message });
     }
-    tracing::warn!("no validation set is given, so {count} records are set aside");
+    tracing::warn!("no validation set is given, so {count} records are held out");
     // Where flaws are known, validation and held-out records are clean ones.
     let flaw = columns.header.iter().position(|column| column == request.flaw_column());
     let sound = |record: &Record| flaw.is_none_or(|flaw| record.fields[flaw] == Flaw::Clean.name());
     let enough = records.iter().filter(|record| sound(record)).count() > count;
     if flaw.is_some() && !enough {
         tracing::warn!(
-            "fewer than {count} records are `{}`, so corrupted ones are set aside, too",
+            "fewer than {count} records are `{}`, so corrupted ones are held out, too",
             Flaw::Clean.name()
         );
     }

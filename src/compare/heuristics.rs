@@ -43,7 +43,7 @@ pub(super) fn rate(
     };
     let mut loader = Loader::new(requests, Preprocess { side: SIDE, ..preprocess }, workers, AHEAD)?;
     for (at, record) in records.iter().enumerate() {
-        interrupt.check("what is finished is kept; run the same command again")?;
+        interrupt.check("finished ratings are kept; run the same command again")?;
         progress.counted("reading images", at as u64 + 1, records.len() as u64);
         let brightness = match loader.next() {
             Some((_, image)) => Some(brightness(&image?)),

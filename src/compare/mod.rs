@@ -1,6 +1,6 @@
 //! Compares ratings by the models that are trained on what they choose: trains one text-to-image model on everything,
 //! on random subsets, and on the subset of each rating and sampler, with several seeds, and tabulates the results
-//! beside the controls.
+//! alongside the controls.
 //!
 //! Raters are guided by a validation set, and models are measured on a held-out set that no rater reads.
 //!
@@ -69,13 +69,13 @@ pub struct CompareRequest {
     pub ratings: Vec<Rating>,
     /// The samplers.
     pub samplers: Vec<SamplingArm>,
-    /// What models trained on a subset and on the full set have in common.
+    /// The training budget that is equal for subset and full-data models.
     pub conventions: Vec<Convention>,
     /// The column of planted flaws, in which `clean` marks a clean record.
     pub flaw_column: Option<String>,
     /// The held-out set; half of the validation set if `None`.
     pub held_out: Option<PathBuf>,
-    /// Accept sets that share images.
+    /// Allow the same image in more than one set.
     pub allow_duplicates: bool,
     /// Keep the models.
     pub keep_models: bool,
@@ -116,7 +116,7 @@ const FLAW_COLUMN: &str = "flaw";
 ///
 /// # Errors
 /// If the data or an arm cannot be used, two of the sets share images, or a file cannot be written;
-/// [`Error::Interrupted`] if the user interrupts, with what is finished kept.
+/// [`Error::Interrupted`] if the user interrupts; finished ratings and models are kept.
 pub fn compare(
     request: &CompareRequest,
     interrupt: &Interrupt,
@@ -222,15 +222,20 @@ fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     }
 }
 
-/// Refuses shares of less than a batch, before anything is trained.
+/// Refuses shares of less than a batch or of more than all records, before anything is trained.
 fn check_sizes(request: &CompareRequest, records: usize) -> Result<()> {
     let batch = request.config.training.batch;
     for (name, keep) in &request.keeps {
         let count = keep.count(records)?;
-        if count < batch || count > records {
-            return Err(Error::invalid(format!(
-                "{name} of {records} usable records are {count}, but a model needs at least a batch of {batch} and at most \
-                 all; keep another part, or set bs lower"
+        if count > records {
+            return Err(Error::not_enough_data(format!(
+                "cannot keep {name} of {records} usable records; keep fewer"
+            )));
+        }
+        if count < batch {
+            return Err(Error::not_enough_data(format!(
+                "keeping {name} of {records} usable records leaves {count}, fewer than one batch of {batch}; keep \
+                 more, or lower bs"
             )));
         }
     }

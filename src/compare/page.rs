@@ -25,7 +25,7 @@ use crate::{
     select::{Keep, RatingsTable, Strategy, ratings::RatingColumns},
 };
 
-/// Ratings in a chart of losses over time, beside everything, random and the oracle.
+/// Ratings in a chart of losses over time, alongside everything, random and the oracle.
 const BEST: usize = 3;
 
 /// The source of a comparison's page.
@@ -368,7 +368,7 @@ fn curves(outcomes: &[TrainedModel], lines: &[Line]) -> Result<Vec<Content>> {
         parts.push(Content::Chart {
             svg: loss_curves_svg(&curves)?,
             caption: format!(
-                "{}: after each epoch, mean over the seeds, 95% bands. Beside the controls the {BEST} ratings with \
+                "{}: after each epoch, mean over the seeds, 95% bands. Alongside the controls, the {BEST} ratings with \
                  the lowest losses, each with its best sampler.",
                 curves.title
             ),
@@ -457,7 +457,7 @@ fn flaws(comparison: &Comparison) -> Vec<Content> {
     parts
 }
 
-/// Seconds of the raters beside those of a model.
+/// Seconds of the raters alongside those of a model.
 fn cost(comparison: &Comparison) -> Vec<Content> {
     let of: Vec<f64> = comparison
         .outcomes

@@ -299,7 +299,7 @@ fn kept(error: Error) -> Error {
     match error {
         Error::Interrupted { .. } => Error::Interrupted {
             saved:
-                "what is finished is kept, and the current rater resumes from its checkpoint; give the same \
+                "finished ratings are kept, and the current rater resumes from its checkpoint; run the same \
                     command again"
                     .to_owned(),
         },

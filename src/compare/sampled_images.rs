@@ -70,12 +70,12 @@ impl SampledImages {
         let config = with_keys(config, &[path_key("token_cache", &data.cache)?])?;
         let open = || Measurer::open(&request.choice, || tokenizer_of_config(&config, interrupt, task));
         let measurer =
-            interrupt.while_reading("what is encoded is kept; run the same command again", open)?;
+            interrupt.while_reading("encoded records are kept; run the same command again", open)?;
         let most = measurer.dimensions();
         if request.count.min(records.len()) <= most {
             tracing::warn!(
-                "{} images are too few for features of {most} dimensions: a covariance is singular, and the Fréchet \
-                 distance can be compared only with ones of as many images",
+                "{} images are too few for a full-rank covariance of {most} dimensions; compare Fréchet distances only \
+                 between sets of the same sizes",
                 request.count
             );
         }

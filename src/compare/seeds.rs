@@ -179,7 +179,7 @@ impl<'a> Seeds<'a> {
         if count < config.training.batch || count > strategy.reach(rated) {
             if named.first {
                 tracing::warn!(
-                    "{name} has no {keep_name} of {rated} records, or they are fewer than a batch; it is left out"
+                    "{name} has no {keep_name} of {rated} records, or they are fewer than a batch; it is skipped"
                 );
             }
             return Ok(());

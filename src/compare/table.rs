@@ -121,7 +121,7 @@ pub struct ImageLine {
 /// Seeds and the results of their models.
 type Seeds<'a> = [(u64, &'a CellResult)];
 
-/// The image measures of an arm, beside those of random subsets of the same size if it is not random itself.
+/// The image metrics of an arm, alongside those of random subsets of the same size if it is not random itself.
 pub(super) fn image_lines(results: &Seeds<'_>, random: Option<&Seeds<'_>>) -> Vec<ImageLine> {
     let of = |results: &Seeds<'_>, name: &str| -> BTreeMap<u64, f64> {
         let value = |result: &CellResult| Some(result.images.iter().find(|one| one.name == name)?.value);

@@ -186,7 +186,7 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, St
     }
     if let Some(key) = text.strip_prefix("duplicate field `").and_then(|rest| Some(rest.split_once('`')?.0)) {
         let key = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-        return (key, format!("is given twice{}", position(error.inner())));
+        return (key, format!("duplicate key{}", position(error.inner())));
     }
     // Within a value, the path of a syntax error ends in `?`.
     let path = if path == "?" { String::new() } else { path };

@@ -102,7 +102,7 @@ pub(crate) fn write_description(
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| damaged(path, format!("not a whole safetensors file ({error})")))?;
+        .map_err(|error| damaged(path, format!("not a complete safetensors file ({error})")))?;
     file.iter()
         .map(|(name, view)| {
             let tensor =
@@ -178,5 +178,5 @@ pub(super) fn damaged(path: &Path, message: impl Into<String>) -> Error {
 
 /// The error for a kind that this version does not support.
 pub(super) fn unknown_kind(path: &Path, found: &str, known: &[&str]) -> Error {
-    damaged(path, format!("the kind \"{found}\" is unknown here; the kinds are: {}", known.join(", ")))
+    damaged(path, format!("unknown kind `{found}`; expected one of {}", known.join(", ")))
 }

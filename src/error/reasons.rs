@@ -119,7 +119,7 @@ impl LeftOutRows {
     pub(crate) fn add(&mut self, id: &str, reason: &dyn std::fmt::Display) {
         self.0 += 1;
         if self.0 <= Self::SAID {
-            tracing::warn!("left out {id}: {reason}");
+            tracing::warn!("skipped {id}: {reason}");
         }
     }
 }
@@ -127,7 +127,7 @@ impl LeftOutRows {
 impl Drop for LeftOutRows {
     fn drop(&mut self) {
         if self.0 > Self::SAID {
-            tracing::warn!("left out {} rows in total", self.0);
+            tracing::warn!("skipped {} rows in total", self.0);
         }
     }
 }

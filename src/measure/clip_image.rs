@@ -119,7 +119,10 @@ impl ClipImage {
         let settings: Settings = read_settings(&folder, &["clip", "clip_vision_model"], "vision_config")?;
         let refuse = |message| Err(Error::Checkpoint { path: folder.join("config.json"), message });
         let Some(activation) = activation_named(&settings.hidden_act) else {
-            return refuse(format!("hidden_act: \"{}\" is none of {ACTIVATION_NAMES}", settings.hidden_act));
+            return refuse(format!(
+                "hidden_act: \"{}\" is not supported; expected one of {ACTIVATION_NAMES}",
+                settings.hidden_act
+            ));
         };
         let Settings { hidden_size, intermediate_size, num_attention_heads: heads, .. } = settings;
         let Settings { image_size, patch_size, num_hidden_layers, .. } = settings;

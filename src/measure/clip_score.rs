@@ -81,7 +81,7 @@ pub struct ClipScore {
     pub value: f64,
     /// Number of pairs.
     pub pairs: usize,
-    /// Images that were left out.
+    /// Images that were skipped.
     pub failed: Vec<FailedRecord>,
 }
 

@@ -1,4 +1,4 @@
-//! Choosing and taking measures.
+//! Chooses and computes metrics.
 
 use std::{
     collections::BTreeMap,
@@ -48,13 +48,13 @@ impl FromStr for Features {
             "clip" => Ok(Self::Clip),
             "inception" => Ok(Self::Inception),
             _ => Err(Error::argument(format!(
-                "`{name}` is none of the features tokenizer, clip and inception"
+                "unknown features `{name}`; expected one of tokenizer, clip, inception"
             ))),
         }
     }
 }
 
-/// The measures to take, and the paths of weights.
+/// The metrics to compute, and the paths of weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// The features of Fréchet distances.
@@ -71,7 +71,7 @@ pub struct Choice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Measurement {
-    /// The exact name of the measure.
+    /// The exact name of the metric.
     pub name: String,
     /// The value.
     pub value: f64,
@@ -83,7 +83,7 @@ pub struct Measurement {
     pub singular_covariance: bool,
 }
 
-/// The opened networks of the measures.
+/// The opened networks of the metrics.
 pub struct Measurer {
     spaces: Vec<Arc<dyn FeatureSpace>>,
     score: Option<(Arc<ClipImage>, ProjectedClipText)>,
@@ -96,7 +96,7 @@ impl Measurer {
     /// Opens the networks of a choice; `tokenizer` is called if the tokenizer's features are chosen.
     ///
     /// # Errors
-    /// If weights are not given or cannot be used, or no measure is chosen.
+    /// If weights are not given or cannot be used, or no metric is chosen.
     pub fn open(
         choice: &Choice,
         tokenizer: impl FnOnce() -> Result<(Box<dyn ImageTokenizer>, Preprocess)>,

@@ -117,7 +117,7 @@ fn stacked(images: &[Tensor]) -> Result<Tensor> {
 pub(crate) const NOT_MEASURED: &str = "nothing has been measured yet, so there was nothing to save";
 
 /// Calls `with` for the features `[B, D]` of each batch and the indices of its images. Images that cannot be used are
-/// left out, logged, and returned.
+/// skipped, logged, and returned.
 ///
 /// # Errors
 /// If the network refuses the images; [`Error::Interrupted`] if the user interrupts.
@@ -166,7 +166,7 @@ pub(super) fn none_usable(images: &[MeasuredImage], failed: &[FailedRecord]) -> 
     Error::not_enough_data(format!("none of {} images can be used: {reasons}", images.len()))
 }
 
-/// The Gaussian of the images' features, and the images that were left out.
+/// The Gaussian of the images' features, and the images that were skipped.
 ///
 /// # Errors
 /// If fewer than two images can be used, or the network refuses them; [`Error::Interrupted`] if the user interrupts.

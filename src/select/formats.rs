@@ -63,8 +63,8 @@ impl FromStr for Format {
             "uids" => Self::Uids,
             _ => {
                 return Err(Error::invalid(format!(
-                    "`{name}` is not a subset format; the formats are csv, parquet, imagefolder, imagefolder-links, \
-                     webdataset and uids"
+                    "unknown format `{name}`; expected one of csv, parquet, imagefolder, imagefolder-links, \
+                     webdataset, uids"
                 )));
             }
         })
@@ -108,13 +108,13 @@ impl fmt::Display for Packed {
         let lost = self.left_out.len();
         write!(
             formatter,
-            "{} rows in = {} written + {lost} left out\n{}",
+            "{} rows in = {} written + {lost} skipped\n{}",
             self.rows,
             self.rows - lost,
             self.out.display()
         )?;
         if lost > 0 {
-            write!(formatter, "\nleft out: {}", reasons(&self.left_out))?;
+            write!(formatter, "\nskipped: {}", reasons(&self.left_out))?;
         }
         Ok(())
     }

@@ -398,8 +398,8 @@ fn copy_corpus_rows(
     requested.expect_all(job, data)?;
     if astray > 0 {
         tracing::warn!(
-            "{astray} rows of {} name their images from its own folder and were copied as they are, so they are not \
-             found from {}; choose an --out in the folder of the corpus, or omit --data",
+            "{} has image paths relative to its folder in {astray} rows; copied unchanged, they do not resolve from \
+             {}; choose an --out in the folder of the corpus, or omit --data",
             data.display(),
             job.out.display()
         );

@@ -1,4 +1,4 @@
-//! The tables and records of a run at its start, stored beside it, so that a run resumed with other data can name the
+//! The tables and records of a run at its start, stored with it, so that a run resumed with other data can name the
 //! change. The fingerprint in the checkpoint decides whether there is one.
 
 use std::path::{Path, PathBuf};

@@ -35,7 +35,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Records that were left out.
+    /// Records that were skipped.
     pub(crate) fn failed(&self) -> usize {
         self.train.failed.len() + self.validation.failed.len()
     }

@@ -138,8 +138,8 @@ fn sharded(path: &Path) -> Result<Contents> {
     if let Some(first) = unnamed.first() {
         // Not an error, since every listed tensor is present. But the index may be older than the shards.
         tracing::warn!(
-            "{} does not name {} of the tensors in its shards, the first of them {first}; they are left out, fetch \
-             the index again if they should not be",
+            "{} does not name {} of the tensors in its shards, the first of them {first}; they are skipped; if \
+             they should not be, download the index again",
             path.display(),
             unnamed.len()
         );
@@ -154,7 +154,7 @@ fn single(path: &Path) -> Result<Contents> {
         return Err(damaged(path, "is not a regular file; weights are memory-mapped"));
     }
     if about.len() == 0 {
-        return Err(damaged(path, "the file is empty; fetch or write it again"));
+        return Err(damaged(path, "the file is empty; download or save it again"));
     }
     let file = MappedFile::open(path)?;
     if safetensors_file::begins(&file) {
@@ -179,8 +179,8 @@ fn unknown(bytes: &[u8]) -> String {
     match Mistaken::of(bytes) {
         Some(found) => format!("not weights but {found}"),
         None => {
-            let cure = "fetch or write it again";
-            format!("neither safetensors nor a PyTorch checkpoint, or cut off near its beginning; {cure}")
+            let cure = "download or save it again";
+            format!("neither safetensors nor a PyTorch checkpoint, or truncated near its beginning; {cure}")
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Contents> {
     let refuse = |message: String| damaged(file.path(), message);
     let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| {
         refuse(format!(
-            "not a whole safetensors file ({error}); it is cut off or damaged, so fetch or write it again"
+            "not a complete safetensors file ({error}): truncated or corrupt; download or save it again"
         ))
     })?;
     let data = 8 + header;

@@ -165,7 +165,7 @@ fn every_range_of_the_schema_is_the_one_that_is_checked() {
     // Another key may contradict a value, but the value lies in the range.
     let within = |name: &str, value: &Value| {
         let error = refusal(name, value).unwrap_or_default();
-        for part in ["must lie between", "must be above", "or more"] {
+        for part in ["must be between", "must be above", "or more"] {
             let of_range = error.starts_with(&format!("--set: {name}: ")) && error.contains(part);
             assert!(!of_range, "{name}={value}: {error}");
         }

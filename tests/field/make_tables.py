@@ -123,8 +123,8 @@ def refused():
 
 # Lines that no row can be, each with what is wrong; they are put between good ones.
 BAD = [
-    (b"bad0,x.png", "2 fields"),
-    (b"bad1,x.png,a,b", "4 fields"),
+    (b"bad0,x.png", "found 2"),
+    (b"bad1,x.png,a,b", "found 4"),
     (b'bad2,x.png,"a"b', "unbalanced quotes"),
     (b'bad3,x.png,"never closed', "unbalanced quotes"),
     (b"bad4,x.png,caf\xe9", "not UTF-8"),

@@ -390,13 +390,13 @@ fn every_command_counts_malformed_rows_as_failed_on_request() {
     let set = ["--set", "data_args.train_csv_path=data/bad.csv"];
     let skip = ["--set", "skip_bad_rows=true"];
     let train = [&["train", "--config", "config.json", "--out", "run"][..], &set].concat();
-    place.refused(&train, &["data/bad.csv, line 4", "2 fields"]);
+    place.refused(&train, &["data/bad.csv, line 4", "found 2"]);
     place.succeed(&[&["train", "--config", "config.json", "--out", "skipped"][..], &set, &skip].concat());
     let failed = fs::read_to_string(place.path("skipped/failed.csv")).unwrap();
     for line in [":4,", ":8,", ":21,"] {
         assert!(failed.contains(line), "{line}: {failed}");
     }
-    assert!(failed.contains("unbalanced quotes") && failed.contains("2 fields"), "{failed}");
+    assert!(failed.contains("unbalanced quotes") && failed.contains("found 2"), "{failed}");
     let counts = |what: &str| format!("{rows} rows in = {} {what} + 3 failed", rows - 3);
     let score = ["score", "--checkpoint", "skipped", "--data", "data/bad.csv", "--out", "ratings.csv"];
     let said = place.succeed(&[&score[..], &skip].concat());
@@ -420,11 +420,11 @@ fn every_command_counts_malformed_rows_as_failed_on_request() {
     let pack = ["pack", "--format", "csv", "--data", "data/bad.csv", "--out", "packed.csv"];
     place.refused(&pack, &["data/bad.csv, line 4"]);
     let said = place.succeed(&[&pack[..], &["--skip-bad-rows"]].concat());
-    assert!(said.contains(&format!("{rows} rows in = {} written + 3 left out", rows - 3)), "{said}");
+    assert!(said.contains(&format!("{rows} rows in = {} written + 3 skipped", rows - 3)), "{said}");
     let plant = ["plant", "--side", "24", "--data", "data/bad.csv", "--out", "planted"];
     place.refused(&plant, &["data/bad.csv, line 4"]);
     let said = place.succeed(&[&plant[..], &["--skip-bad-rows"]].concat());
-    assert!(said.contains(&format!("{} records", rows - 3)) && said.contains("3 left out"), "{said}");
+    assert!(said.contains(&format!("{} records", rows - 3)) && said.contains("3 skipped"), "{said}");
     let select = [
         "select",
         "--ratings",

@@ -139,7 +139,7 @@ fn code_is_refused_in_the_older_stream_too() {
     let stream =
         [&magic[..], b"\x80\x02M\xe9\x03.", system, b"\x80\x02cos\nsystem\n)R.", b"\x80\x02]."].concat();
     refused(&stream, &[CODE, "os.system"]);
-    refused(b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.", &["not one of PyTorch's"]);
+    refused(b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.", &["not a PyTorch checkpoint"]);
 }
 
 #[test]
@@ -223,13 +223,13 @@ fn bombs_do_not_go_off() {
 
 #[test]
 fn lengths_that_lie_are_found() {
-    refused(&checkpoint(b"\x80\x02X\xff\xff\xff\xffabc."), &["cut off"]);
-    refused(&checkpoint(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc."), &["cut off"]);
+    refused(&checkpoint(b"\x80\x02X\xff\xff\xff\xffabc."), &["truncated"]);
+    refused(&checkpoint(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc."), &["truncated"]);
     refused(&checkpoint(b"\x80\x02\x8b\xff\xff\xff\x7f."), &["an integer of"]);
     refused(&checkpoint(b"\x80\x02\x8b\xff\xff\xff\xff."), &["an integer of"]);
     refused(&checkpoint(b"\x80\x09N."), &["protocol"]);
-    refused(&checkpoint(b"\x80\x02"), &["cut off"]);
-    refused(&checkpoint(b""), &["cut off"]);
+    refused(&checkpoint(b"\x80\x02"), &["truncated"]);
+    refused(&checkpoint(b""), &["truncated"]);
     for damaged in [
         &b"."[..],
         b"a.",
@@ -382,12 +382,12 @@ fn every_cut_is_found() {
             refused(&whole[..length], &["file.pth"]);
         }
     }
-    refused(&fs::read(folder.join("nested_zip.pth")).unwrap()[..1000], &["cut off"]);
+    refused(&fs::read(folder.join("nested_zip.pth")).unwrap()[..1000], &["truncated"]);
 }
 
 #[test]
 fn files_that_are_no_weights_are_recognized() {
-    refused(b"", &["empty", "fetch"]);
+    refused(b"", &["empty", "download"]);
     refused(b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", &["HTML page", "download"]);
     refused(b"\n <HTML>Sign in</HTML>", &["HTML page"]);
     refused(

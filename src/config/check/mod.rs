@@ -53,7 +53,7 @@ impl Checker<'_> {
             return Ok(value);
         }
         let (least, most) = range.into_inner();
-        self.refuse(field, format!("must lie between {least} and {most}, but is {value}"))
+        self.refuse(field, format!("must be between {least} and {most}, but is {value}"))
     }
 
     fn size(&self, raw: &mut RawConfig, field: &Field<i64>) -> Result<usize> {

@@ -26,7 +26,7 @@ pub struct Needs {
     pub products: bool,
     /// The norm of the sample's gradient.
     pub norms: bool,
-    /// The sample's loss under the reference proxy θ̂, which is then trained beside the proxy.
+    /// The sample's loss under the reference proxy θ̂, which is then trained alongside the proxy.
     pub reference: bool,
     /// The gain of the sample's caption, under a proxy that has not seen the sample: the proxies are cross-fitted, and
     /// the rater is trained afterwards.

@@ -70,8 +70,7 @@ pub struct DelimitedTable {
 type Input = BufReader<Box<dyn Readable>>;
 
 /// The hint of every error about a row.
-const SKIP_BAD_ROWS: &str =
-    "fix it, or skip such rows with --skip-bad-rows or --set skip_bad_rows=true, whichever the command has";
+const SKIP_BAD_ROWS: &str = "fix it, or skip such rows (--skip-bad-rows, or --set skip_bad_rows=true)";
 
 impl DelimitedTable {
     /// Opens a table and reads its header, which is empty if the file is. A UTF-8 byte order mark is accepted. A file
@@ -228,7 +227,7 @@ impl DelimitedTable {
             _ => "a comma",
         };
         Some(format!(
-            "the row has {count} fields, the header {}; quote fields that contain {separator}, a quote or a line break",
+            "expected {} fields, found {count}; quote fields that contain {separator}, a quote or a line break",
             self.all
         ))
     }

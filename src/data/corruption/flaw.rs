@@ -153,7 +153,7 @@ impl FromStr for Flaw {
         Self::ALL.into_iter().find(|flaw| flaw.name() == name).ok_or_else(|| {
             let flaws = Self::ALL.iter().filter(|&&flaw| flaw != Self::Clean);
             let names: Vec<_> = flaws.map(|flaw| flaw.name()).collect();
-            Error::argument(format!("`{name}` is not a flaw; the flaws are {}", names.join(", ")))
+            Error::argument(format!("unknown flaw `{name}`; expected one of {}", names.join(", ")))
         })
     }
 }

@@ -171,7 +171,7 @@ impl FromStr for Mixture {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|mixture| mixture.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
-            Error::argument(format!("`{name}` is not a mixture; the mixtures are {names}"))
+            Error::argument(format!("unknown mixture `{name}`; expected one of {names}"))
         })
     }
 }

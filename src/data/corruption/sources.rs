@@ -1,4 +1,4 @@
-//! The records whose caption or image others take.
+//! Donor records: where wrong captions and duplicate images come from.
 
 use std::collections::{BTreeSet, HashMap};
 

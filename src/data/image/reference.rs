@@ -151,7 +151,7 @@ pub(crate) fn is_of_name(error: &io::Error) -> bool {
     )
 }
 
-/// Calls `read`, and once more if the system fails it.
+/// Calls `read`, retrying once on an I/O error that is not about the path.
 fn twice<T>(read: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match read() {
         Err(error) if !is_of_name(&error) => read(),

@@ -1,4 +1,4 @@
-//! What a caption says of a scene.
+//! The content of a caption: the objects and relations it mentions.
 
 use super::background::Setting;
 use super::color::NamedColor;

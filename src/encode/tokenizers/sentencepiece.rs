@@ -203,7 +203,7 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(SavedTokenizer, 
         _ => {
             return Err(refuse(match Mistaken::of(&bytes) {
                 Some(found) => format!("not a SentencePiece model but {found}"),
-                None => "not a SentencePiece model, or damaged; fetch it again".to_owned(),
+                None => "not a SentencePiece model, or corrupt; download it again".to_owned(),
             }));
         }
     };

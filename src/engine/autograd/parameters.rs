@@ -13,7 +13,7 @@ pub struct ParameterId(pub usize);
 
 /// Named tensors in declaration order. Names are those of the upstream PyTorch code.
 ///
-/// On a device values are stored in f32, with a 16-bit copy beside each where the network computes in a 16-bit dtype.
+/// On a device values are stored in f32, along with a 16-bit copy of each where the network computes in a 16-bit dtype.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
     names: Vec<String>,

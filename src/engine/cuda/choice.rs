@@ -43,8 +43,8 @@ impl FromStr for DeviceChoice {
     fn from_str(name: &str) -> Result<Self> {
         let refuse = || {
             Error::argument(format!(
-                "a device is cpu, cuda (the first GPU), cuda:N, emulated or auto, but not `{name}`; `alchemist-engine \
-                 devices` lists what there is"
+                "unknown device `{name}`; expected one of cpu, cuda (the first GPU), cuda:N, emulated, auto; \
+                 `alchemist-engine devices` lists them"
             ))
         };
         match name {
@@ -95,7 +95,7 @@ mod tests {
             ["", "CPU", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda:99999999999999999999", "cuda 0"]
         {
             let message = name.parse::<DeviceChoice>().unwrap_err().to_string();
-            assert!(message.contains(&format!("but not `{name}`")), "{message}");
+            assert!(message.contains(&format!("unknown device `{name}`")), "{message}");
         }
     }
 

@@ -41,7 +41,7 @@ pub struct FitSummary {
     pub train: usize,
     /// Validation records used.
     pub validation: usize,
-    /// Records left out.
+    /// Skipped records.
     pub failed: usize,
     /// The fit of the image tokenizer, if this run fitted it.
     pub tokenizer: Option<FitReport>,
@@ -56,7 +56,7 @@ impl fmt::Display for FitSummary {
         let Self { steps, train, validation, failed, .. } = self;
         write!(
             formatter,
-            "{steps} steps on {train} training records, {validation} for validation ({failed} left out)"
+            "{steps} steps on {train} training records, {validation} for validation ({failed} skipped)"
         )?;
         if let Some(FitReport { psnr_db, codes_used, .. }) = &self.tokenizer {
             write!(

@@ -68,7 +68,7 @@ impl Chooser {
                 if keep <= before || keep > tokens {
                     return Err(Error::argument(format!(
                         "drop_scale_length: keeping {keep} of {tokens} tokens drops more than the finest scale has; \
-                         it must lie between {} and {tokens}",
+                         it must be between {} and {tokens}",
                         before + 1
                     )));
                 }

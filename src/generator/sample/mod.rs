@@ -43,7 +43,7 @@ impl SampleSettings {
             return Err(Error::argument(format!("the guidance must be 0 or more, but is {}", self.guidance)));
         }
         if !(0.0..=1.0).contains(&self.top_p) {
-            return Err(Error::argument(format!("top-p must lie between 0 and 1, but is {}", self.top_p)));
+            return Err(Error::argument(format!("top-p must be between 0 and 1, but is {}", self.top_p)));
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Attributes the proxy's validation loss to single records: compares each record's gradient with the gradient of the
-//! mean validation loss, at one checkpoint or several, streaming and resumable (see `rater::parts`).
+//! Attributes the proxy's validation loss to individual records: compares each record's gradient with the gradient of
+//! the mean validation loss, at one checkpoint or several, streaming and resumable (see `rater::parts`).
 //!
 //! Let θ be the proxy's weights at a checkpoint and `V = ∇_θ` of the mean loss over the whole validation set, without
 //! drop-path. A record's row holds its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine, once per checkpoint.
@@ -126,7 +126,7 @@ impl fmt::Display for AttributeSummary {
             let Validation { records, failed, loss, norm } = validation;
             writeln!(
                 formatter,
-                "step {step}: validation loss {loss:.4} on {records} records ({failed} left out), norm of its gradient \
+                "step {step}: validation loss {loss:.4} on {records} records ({failed} skipped), norm of its gradient \
                  {norm:.4e}, factor {factor:.4e}"
             )?;
         }

@@ -83,7 +83,7 @@ impl<'a> CrossFit<'a> {
         Ok(cross_fit)
     }
 
-    /// Trains the proxies and evaluates all records; what an interrupted call has finished is kept.
+    /// Trains the proxies and evaluates all records; an interrupted call keeps finished proxies and gains.
     ///
     /// # Errors
     /// If the corpus is too small, a proxy diverges, a file cannot be written, or the user interrupts.

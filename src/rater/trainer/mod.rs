@@ -44,7 +44,7 @@ pub struct TrainSummary {
     pub train: usize,
     /// Validation records used.
     pub validation: usize,
-    /// Records left out.
+    /// Skipped records.
     pub failed: usize,
     /// The fit of the image tokenizer, if this run fitted it.
     pub tokenizer: Option<FitReport>,
@@ -62,7 +62,7 @@ impl std::fmt::Display for TrainSummary {
         let Self { steps, train, validation, failed, .. } = self;
         write!(
             formatter,
-            "{steps} steps on {train} training and {validation} validation records ({failed} left out)"
+            "{steps} steps on {train} training and {validation} validation records ({failed} skipped)"
         )?;
         if let Some(fit) = &self.tokenizer {
             let FitReport { psnr_db, codes_used, .. } = fit;
@@ -101,7 +101,7 @@ struct Run<'a> {
     on_device: bool,
 }
 
-/// Trains the rater beside the proxy in `directory`, resuming from its newest checkpoint if there is one.
+/// Trains the rater jointly with the proxy in `directory`, resuming from its newest checkpoint if there is one.
 ///
 /// # Errors
 /// If the data cannot be used, a checkpoint does not fit, the loss is not finite, a file cannot be written, or the

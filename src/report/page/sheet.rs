@@ -1,4 +1,4 @@
-//! Contact sheets of a page: images by decile of the ranking; each opens beside its neighbors in rank.
+//! Contact sheets of a page: images by decile of the ranking; each opens alongside its neighbors in rank.
 
 use std::borrow::Cow;
 

@@ -75,12 +75,12 @@ impl LeftOut {
         let path = path.display();
         if let Some(first) = &self.first_malformed {
             tracing::warn!(
-                "{path}: left out {} that cannot be parsed; the first is {first}",
+                "{path}: skipped {} that cannot be parsed; the first is {first}",
                 rows(self.malformed)
             );
         }
         if self.without_rating > 0 {
-            tracing::warn!("{path}: left out {} without a rating", rows(self.without_rating));
+            tracing::warn!("{path}: skipped {} without a rating", rows(self.without_rating));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tables with several numeric columns beside the columns of the corpus, written by `attribute` as CSV or Parquet.
+//! Tables with several numeric columns along with the columns of the corpus, written by `attribute` as CSV or Parquet.
 //!
 //! In Parquet, text columns are UTF8 and numeric columns DOUBLE, optional if values may be missing, compressed with
 //! snappy. In CSV a missing value is an empty field, and other values are the shortest decimals that parse back to

@@ -84,7 +84,7 @@ impl ParquetRatings {
         if !source.left_out.is_empty() {
             let columns = list_columns(&source.left_out);
             tracing::warn!(
-                "{}: lists, structs and bytes are not carried: {columns} left out",
+                "{}: skipped {columns}; lists, structs and bytes are not carried over",
                 path.display()
             );
         }

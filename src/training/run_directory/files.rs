@@ -16,7 +16,7 @@ use crate::{
     files::{hexadecimal, sealed::Written},
 };
 
-/// The files of a run beside its checkpoints, as of one checkpoint.
+/// The files of a run besides its checkpoints, as of one checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFiles {

@@ -3,7 +3,7 @@
 //! | entry | holds |
 //! | --- | --- |
 //! | `config.json` | the effective configuration; the folder is a run because this and `checkpoints` are in it |
-//! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of all up to it; without this file the run never took a step |
+//! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of the file up to that entry; written before the first step |
 //! | `metrics.jsonl` | one line per logged update, without times, so that equal runs have equal files |
 //! | `failed.csv` | records that could not be used, with the reason |
 //! | `inputs.json` | the tables and records at the start, to name a change |

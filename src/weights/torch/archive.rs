@@ -54,7 +54,7 @@ struct Directory {
 pub(super) fn entries(file: &[u8]) -> Result<Vec<ArchiveEntry>, String> {
     let bytes = Bytes(file);
     let directory = directory(bytes)
-        .ok_or("a zip archive that is cut off or damaged: its table of contents is missing; fetch or write the file again")?;
+        .ok_or("a zip archive with no table of contents: truncated or corrupt; download or save it again")?;
     let mut entries = Vec::new();
     let mut spans = Vec::new();
     let mut names = HashSet::new();
@@ -112,7 +112,7 @@ fn entry(
     directory: Range<usize>,
 ) -> Result<(ArchiveEntry, Range<usize>, usize), String> {
     let record = CentralRecord::read(bytes, at, directory.end)
-        .ok_or("the zip archive's table of contents is damaged; fetch or write the file again")?;
+        .ok_or("the zip archive's table of contents is corrupt; download or save it again")?;
     let name = String::from_utf8_lossy(record.name).into_owned();
     let refuse = |what: &str| format!("the zip archive's entry {name} {what}");
     if record.flags & 1 != 0 {

@@ -241,7 +241,8 @@ impl Walk<'_> {
         let storage = self.pickled.storage(tensor.storage).ok_or(WRONG)?;
         let key = self.pickled.text_bytes(&storage.key);
         let region = self.storages.regions.get(key).ok_or_else(|| {
-            format!("its storage {} is missing; the file is cut off or damaged", String::from_utf8_lossy(key))
+            let key = String::from_utf8_lossy(key);
+            format!("its storage {key} is missing: truncated or corrupt; download or save it again")
         })?;
         if storage.bytes() != Some(region.len()) {
             return Err(format!(

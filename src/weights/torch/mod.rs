@@ -52,7 +52,7 @@ pub(super) fn read(file: &Arc<MappedFile>) -> Result<Contents> {
     } else if let Some(length) = magic_length(file) {
         from_stream(file, length)
     } else {
-        Err("a pickle, but not one of PyTorch's; save it with torch.save, as a dict of tensors".to_owned())
+        Err("a pickle, but not a PyTorch checkpoint; save a dict of tensors with torch.save".to_owned())
     };
     found.map_err(|message| damaged(file.path(), message))
 }
@@ -128,8 +128,10 @@ fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Contents, String>
         let storage = mentioned.get(key);
         let storage = storage
             .ok_or_else(|| format!("nothing refers to the storage {}", String::from_utf8_lossy(key)))?;
-        let length: &[u8; 8] =
-            file.get(at..).and_then(<[u8]>::first_chunk).ok_or("cut off before a storage")?;
+        let length: &[u8; 8] = file
+            .get(at..)
+            .and_then(<[u8]>::first_chunk)
+            .ok_or("truncated before a storage; download or save it again")?;
         at += length.len();
         if i64::from_le_bytes(*length) as u64 != storage.numbers as u64 {
             return Err(format!(
@@ -139,7 +141,7 @@ fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Contents, String>
             ));
         }
         let end = storage.bytes().and_then(|bytes| at.checked_add(bytes)).filter(|&end| end <= file.len());
-        let end = end.ok_or("cut off within a storage; fetch or write it again")?;
+        let end = end.ok_or("truncated within a storage; download or save it again")?;
         if regions.insert(key.to_vec(), at..end).is_some() {
             return Err(format!("the storage {} is there twice", String::from_utf8_lossy(key)));
         }

@@ -367,7 +367,7 @@ impl<T: Factor> Rows<'_, T> {
     }
 }
 
-/// Attention of every sample and head: `out` `[B, L, C]`. A query without keys gives zeros. `rows`, of
+/// Attention of every sample and head: `out` `[B, L, C]`. A query with no visible key yields zeros. `rows`, of
 /// [`DeviceAttention::rows_len`] elements, keeps what the backward pass needs. For a packed source, `q_source` and
 /// `kv_source` are the same buffer. Accumulates in f32, in a fixed order that does not depend on the batch.
 ///

@@ -203,7 +203,7 @@ struct Machine<'a> {
     copied: usize,
 }
 
-const CUT_OFF: &str = "the pickle is cut off or damaged; fetch or write the file again";
+const TRUNCATED: &str = "the pickle is truncated or corrupt; download or save it again";
 const MALFORMED: &str = "the pickle is damaged: an opcode lacks its operands";
 
 impl<'a> Machine<'a> {
@@ -240,7 +240,7 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, length: usize) -> Result<Range<usize>, String> {
-        let end = self.at.checked_add(length).filter(|&end| end <= self.bytes.len()).ok_or(CUT_OFF)?;
+        let end = self.at.checked_add(length).filter(|&end| end <= self.bytes.len()).ok_or(TRUNCATED)?;
         let range = self.at..end;
         self.at = end;
         Ok(range)
@@ -248,13 +248,13 @@ impl<'a> Machine<'a> {
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let range = self.take(N)?;
-        self.bytes[range].first_chunk().copied().ok_or_else(|| CUT_OFF.to_owned())
+        self.bytes[range].first_chunk().copied().ok_or_else(|| TRUNCATED.to_owned())
     }
 
     /// Reads a line of text, without its newline.
     fn line(&mut self) -> Result<Range<usize>, String> {
         let rest = &self.bytes[self.at..];
-        let length = rest.iter().position(|&byte| byte == b'\n').ok_or(CUT_OFF)?;
+        let length = rest.iter().position(|&byte| byte == b'\n').ok_or(TRUNCATED)?;
         let range = self.at..self.at + length;
         self.at += length + 1;
         Ok(range)
@@ -327,7 +327,7 @@ impl<'a> Machine<'a> {
                     b'X' | b'T' | b'B' => Some(u32::from_le_bytes(self.array()?) as usize),
                     _ => usize::try_from(u64::from_le_bytes(self.array()?)).ok(),
                 };
-                self.take(length.ok_or(CUT_OFF)?)?
+                self.take(length.ok_or(TRUNCATED)?)?
             }
         };
         self.push_node(Node::Text(range))
