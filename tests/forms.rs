@@ -337,6 +337,21 @@ fn renamed(archive: &[u8], key: &str) -> Vec<u8> {
 }
 
 #[test]
+fn keys_that_repeat_between_shards_are_refused_with_the_cure() {
+    let (place, pairs, _) = trained();
+    fs::create_dir(place.path("again")).unwrap();
+    let twice = archive(&pairs[..8], |pair| pair.id.clone());
+    ["0.tar", "1.tar"].iter().for_each(|name| fs::write(place.path("again").join(name), &twice).unwrap());
+    let score = ["score", "--checkpoint", "run", "--data", "again", "--out", "again.csv"];
+    place.refused(&score, &["1.tar: k0000.png: the id `k0000` is already in", "--set columns.id=__path__"]);
+    let said = place.succeed(&[&score[..], &["--set", "columns.id=__path__"]].concat());
+    assert!(said.contains("16 rows in = 16 scored"), "{said}");
+    let ids = column(&place.path("again.csv"), "image");
+    // The ratings lie in another folder than the shards.
+    assert!(Path::new(&ids[8]).is_absolute() && ids[8].ends_with("again/1.tar/k0000.png"), "{ids:?}");
+}
+
+#[test]
 fn what_does_not_fit_is_refused_by_name() {
     let (place, pairs, _) = place();
     let says = |data: &str, words: &[&str]| {

@@ -38,7 +38,7 @@ pub struct AttributeArguments {
     /// The validation set, a corpus too; V is the gradient of its mean loss.
     #[arg(long, value_name = "CORPUS")]
     pub validation: PathBuf,
-    /// Read both in this form [default: detected by content].
+    /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.

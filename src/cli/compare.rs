@@ -37,7 +37,7 @@ pub struct CompareArguments {
     /// The held-out set, which models are measured on and no rater reads; by default, half of the validation set.
     #[arg(long, value_name = "CORPUS")]
     pub held_out: Option<PathBuf>,
-    /// Read all three in this form [default: detected by content].
+    /// Read all three as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
     /// Directory of the comparison. The same command resumes it, also with more seeds, shares, ratings or samplers.

@@ -32,7 +32,7 @@ pub struct EncodeArguments {
     /// validation sets.
     #[arg(long, value_name = "CORPUS")]
     pub data: Vec<PathBuf>,
-    /// Read --data in this form [default: detected by content].
+    /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM", requires = "data")]
     pub format: Option<CorpusForm>,
     /// Directory of the cache. The same command resumes it, and recomputes damaged shards.

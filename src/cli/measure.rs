@@ -34,7 +34,7 @@ pub struct MeasureArguments {
     /// The reference images, of the same kinds. Without them only CLIP-Score is measured.
     #[arg(long, value_name = "DIR|CORPUS")]
     reference: Option<PathBuf>,
-    /// Read both as corpora in this form [default: detected by content].
+    /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     format: Option<CorpusForm>,
     /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).

@@ -18,7 +18,7 @@ pub struct PackArguments {
     /// The subset: a CSV, as `select` writes it, or any corpus.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// Read --data in this form [default: detected by content].
+    /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub data_format: Option<CorpusForm>,
     /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids

@@ -25,7 +25,7 @@ pub struct PlantArguments {
     /// The corpus, in any form: docs/formats.md lists them.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// Read the corpus in this form [default: detected by content].
+    /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
     /// Directory for the copy: corpus.csv with the columns flaw and flaw_source, and images.

@@ -26,7 +26,7 @@ pub struct ScoreArguments {
     /// The corpus, in any form: docs/formats.md lists them.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// Read the corpus in this form [default: detected by content].
+    /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.

@@ -51,7 +51,7 @@ pub struct SelectArguments {
     /// The corpus: kept rows are copied from it, verbatim if it is one CSV, else as a CSV of its columns.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// Read --data in this form [default: detected by content].
+    /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM", requires = "data")]
     pub format: Option<CorpusForm>,
     /// The id column. If there is no column `id`: one of the usual names (key, uid), or else the image's path.

@@ -27,7 +27,7 @@ pub struct TrainArguments {
     /// The validation set; overrides the configuration.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
-    /// Read both in this form [default: detected by content].
+    /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORM")]
     pub format: Option<CorpusForm>,
     /// Set a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key

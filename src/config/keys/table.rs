@@ -347,7 +347,7 @@ keys! {
     }
 
     keys {
-        /// form of the training and the validation set; empty: what their content is
+        /// form of the training and the validation set; empty: detected by content
         data_format: Text = Is(""), OneOf(&CorpusForm::KEYS), Yes, Harmless;
         /// count a malformed row (unbalanced quotes, wrong number of fields, invalid UTF-8, no id) as a failed record
         /// instead of ending the job

@@ -33,6 +33,7 @@ pub use columns::ColumnNames;
 pub use form::CorpusForm;
 pub use reader::{Cursor, Origin, Schema};
 use shards::CorpusReader;
+use webdataset::PATH;
 
 use super::{image::ImageRef, location::Location, store::container::container_of};
 use crate::{
@@ -318,7 +319,12 @@ impl Corpus {
         }
         let Some(earlier) = self.earlier(record)? else { return Ok(()) };
         let (id, location) = (&record.id, earlier.relative_to(&record.origin));
+        let of_keys = self.reader.files().form == CorpusForm::WebDataset;
         Err(record.origin.refuse(match self.schema().ids_are_paths {
+            false if of_keys => format!(
+                "the id `{id}` is already {location}; ids must be unique, and keys may repeat between shards: take the \
+                 image's path as the id with --set columns.id={PATH}, or --id-column {PATH} if the command has it"
+            ),
             false => format!("the id `{id}` is already {location}; ids must be unique"),
             true => format!(
                 "the image `{id}` is already {location}; without a column of ids, each image may occur only once: \

@@ -6,6 +6,7 @@
 //! | `__key__` | the name before the first dot, with its folders |
 //! | `image` | the image's path: that of the shard, continued by the member's name |
 //! | `caption` | the text in `.txt`, if a sample has one; else a key of `.json` is the caption |
+//! | `__path__` | the image's path, for an id that is unique where keys repeat; only if it is named as the id |
 //! | others | the keys of `.json`, as `json.KEY` if the name is taken |
 
 use std::{collections::HashSet, sync::Arc};
@@ -38,6 +39,8 @@ const IMAGE_ENDINGS: [&str; 14] =
     ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2", "ppm"];
 /// The name of the column of keys.
 const KEY: &str = "__key__";
+/// The name of the column of paths that are ids.
+pub(super) const PATH: &str = "__path__";
 /// What is put before a key of `.json` whose name is taken.
 const JSON: &str = "json.";
 /// Keys outside the columns that are named in a warning.
@@ -49,6 +52,7 @@ enum Source {
     Key,
     Image,
     Text,
+    Path,
     Json(String),
 }
 
@@ -109,7 +113,8 @@ impl WebDataset {
         shard.header = match header {
             Some(header) => header.to_vec(),
             None => {
-                let header = shard.scan_columns(image_name, text_name)?;
+                let mut header = shard.scan_columns(image_name, text_name)?;
+                header.extend((names.id == PATH).then(|| PATH.to_owned()));
                 shard.scan = TarScan::open(at, 0).map_err(read_error(at))?;
                 (shard.pending, shard.number) = (None, 0);
                 header
@@ -120,6 +125,7 @@ impl WebDataset {
             0 => Source::Key,
             1 => Source::Image,
             2 if has_text => Source::Text,
+            _ if name == PATH => Source::Path,
             _ => Source::Json(name.strip_prefix(JSON).unwrap_or(name).to_owned()),
         };
         shard.sources = shard.header.iter().enumerate().map(source).collect();
@@ -144,7 +150,7 @@ impl WebDataset {
         for key in keys {
             // The image's column must stay the only one of its names when an output is read again.
             let is_image = IMAGE_NAMES.iter().any(|name| name.eq_ignore_ascii_case(&key));
-            let taken = is_image || header.contains(&key) || key.starts_with(JSON);
+            let taken = is_image || header.contains(&key) || key == PATH || key.starts_with(JSON);
             header.push(if taken { format!("{JSON}{key}") } else { key });
         }
         Ok(header)
@@ -155,7 +161,7 @@ impl WebDataset {
         loop {
             let member = match self.pending.take() {
                 Some(member) => member,
-                None => match self.scan.next() {
+                None => match self.scan.next_member() {
                     Ok(Some(member)) => member,
                     Ok(None) => {
                         if !self.scan.is_complete() {
@@ -262,7 +268,7 @@ impl WebDataset {
             match source {
                 Source::Key => sample.key.clone_into(field),
                 // A sample without an image gets the path of one that is not there.
-                Source::Image => {
+                Source::Image | Source::Path => {
                     let name = sample.image.as_ref().map_or(&sample.key, |(_, name)| name);
                     *field = format!("{shard}/{name}");
                 }
@@ -347,7 +353,7 @@ impl TableReader for WebDataset {
     }
 
     fn position(&self) -> [u64; 2] {
-        [self.pending.as_ref().map_or(self.scan.position(), |member| member.at), self.number]
+        [self.pending.as_ref().map_or(self.scan.next_header(), |member| member.at), self.number]
     }
 
     fn seek(&mut self, to: [u64; 2]) -> Result<()> {

@@ -178,7 +178,7 @@ impl Index {
         let mut scan = TarScan::open(location, 0)?;
         let mut members = HashMap::new();
         loop {
-            match scan.next() {
+            match scan.next_member() {
                 Ok(Some(member)) => {
                     let place = Place {
                         kind: member.kind,

@@ -107,7 +107,7 @@ impl TarScan {
     }
 
     /// Position of the next header.
-    pub fn position(&self) -> u64 {
+    pub fn next_header(&self) -> u64 {
         self.next
     }
 
@@ -121,7 +121,7 @@ impl TarScan {
     ///
     /// # Errors
     /// If reading fails, or there is no header where one should be.
-    pub fn next(&mut self) -> Result<Option<Member>, TarError> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, TarError> {
         let at = self.next;
         let (mut long_name, mut extended) = (None, Extended::default());
         loop {
@@ -328,7 +328,7 @@ mod tests {
         std::fs::write(at.as_path(), &bytes).unwrap();
         let mut scan = TarScan::open(&at, 0).unwrap();
         let mut found = Vec::new();
-        while let Some(member) = scan.next().unwrap() {
+        while let Some(member) = scan.next_member().unwrap() {
             let contents = scan.contents(&member, 10).unwrap();
             found.push((String::from_utf8(member.name).unwrap(), member.kind, contents.len()));
         }
@@ -346,13 +346,13 @@ mod tests {
         damaged[second] = b'?';
         std::fs::write(at.as_path(), &damaged).unwrap();
         let mut scan = TarScan::open(&at, 0).unwrap();
-        scan.next().unwrap().unwrap();
-        let error = scan.next().unwrap_err().to_string();
+        scan.next_member().unwrap().unwrap();
+        let error = scan.next_member().unwrap_err().to_string();
         assert!(error.contains(&format!("damaged at byte {second}")), "{error}");
         std::fs::write(at.as_path(), &bytes[..second + BLOCK + 3]).unwrap();
         let mut scan = TarScan::open(&at, 0).unwrap();
-        scan.next().unwrap().unwrap();
-        let cut = scan.next().unwrap().unwrap();
-        assert_eq!((scan.missing(&cut), scan.next().unwrap(), scan.is_complete()), (2, None, false));
+        scan.next_member().unwrap().unwrap();
+        let cut = scan.next_member().unwrap().unwrap();
+        assert_eq!((scan.missing(&cut), scan.next_member().unwrap(), scan.is_complete()), (2, None, false));
     }
 }
