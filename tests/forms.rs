@@ -307,6 +307,18 @@ fn hostile_archives_are_named_and_counted() {
     fs::write(&bomb, gzipped(&vec![b'a'; 64 << 20])).unwrap();
     let error = Corpus::open(&bomb, &ColumnNames::default()).unwrap_err().to_string();
     assert!(error.contains("16 MiB"), "{error}");
+    // Long rows come in smaller batches.
+    let row = |at: usize| format!("{at},x.png,{}\n", "a".repeat(10 << 20));
+    let text: String = std::iter::once("id,image,caption\n".to_owned()).chain((0..9).map(row)).collect();
+    fs::write(&bomb, gzipped(text.as_bytes())).unwrap();
+    let (mut corpus, mut next, mut lengths) =
+        (Corpus::open(&bomb, &ColumnNames::default()).unwrap(), None, vec![]);
+    while lengths.is_empty() || next.is_some() {
+        let batch = corpus.batch(next, 100).unwrap();
+        lengths.push(batch.records.len());
+        next = batch.next;
+    }
+    assert_eq!(lengths, [4, 4, 1]);
 }
 
 /// The archive with `k` in the names replaced, in long names of GNU tar.

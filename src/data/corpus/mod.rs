@@ -231,7 +231,7 @@ impl Corpus {
     }
 
     /// Reads a batch that starts at the cursor of an earlier batch, or at the first record: `most` records, fewer at
-    /// the end of a shard. A batch never spans two shards.
+    /// the end of a shard or if their text is long (64 MiB). A batch never spans two shards.
     ///
     /// # Errors
     /// If the corpus has changed so that the cursor is invalid, a record is malformed, or reading fails.

@@ -23,6 +23,9 @@ use crate::{
     jobs::marker::expect_settled,
 };
 
+/// Upper bound on the text of records that are read together, but for the last one: rows may be long.
+const MOST_TEXT_BYTES: usize = 64 << 20;
+
 /// Reads a corpus of one or several files.
 ///
 /// If it has no column of ids, it gets one in front of the other columns, with the image paths as written.
@@ -120,8 +123,8 @@ impl CorpusReader {
         &self.schema
     }
 
-    /// Reads until there are `most` records: fewer at the end of a shard, none at the end of the corpus. `records` are
-    /// the ones of this shard that were read already. A malformed record is an error or, with `skip_malformed`, a record
+    /// Reads until there are `most` records: fewer at the end of a shard or if their text is long, none at the end of the
+    /// corpus. `records` are the ones of this shard that were read already. A malformed record is an error or, with `skip_malformed`, a record
     /// that says so. After an error, nothing more is returned.
     ///
     /// # Errors
@@ -133,9 +136,13 @@ impl CorpusReader {
         skip_malformed: bool,
     ) -> Result<Vec<Record>> {
         self.failed.take().map_or(Ok(()), Err)?;
-        while records.len() < most {
+        let mut bytes: usize = records.iter().map(text_bytes).sum();
+        while records.len() < most && bytes < MOST_TEXT_BYTES {
             match self.record(skip_malformed) {
-                Ok(Some(record)) => records.push(record),
+                Ok(Some(record)) => {
+                    bytes += text_bytes(&record);
+                    records.push(record);
+                }
                 Ok(None) if records.is_empty() && self.shard + 1 < self.files.files.len() => {
                     self.open_shard(self.shard + 1)?;
                 }
@@ -257,6 +264,11 @@ impl CorpusReader {
             malformed: Some(if at == number { message } else { format!("{unit} {at}: {message}") }),
         }
     }
+}
+
+/// Length of the text of a record.
+fn text_bytes(record: &Record) -> usize {
+    record.caption.len() + record.fields.iter().map(String::len).sum::<usize>()
 }
 
 /// What is to be put before relative paths in a file so that they start at `folder`.
