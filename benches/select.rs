@@ -45,6 +45,8 @@ fn main() {
         seed: 0,
         out: folder.path().join("subset.csv"),
         data: None,
+        form: None,
+        caption_column: "caption".to_owned(),
         overwrite: false,
     };
     let started = Instant::now();

@@ -34,6 +34,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("ALCHEMIST_DEVICE=emulated cargo test", "a step of .ci/run"),
     ("python3 scripts/corpora/", "they need packages of Debian or npm; `openclipart/` is generated instead"),
     ("…ckpt_path=vae_ch160v4096z32.pth", "it needs the released weights"),
+    ("img2dataset --url_list", "it downloads; `pack` writes the shards instead"),
 ];
 
 /// What is changed in a command: a part of it, what stands there instead, and why.
@@ -61,12 +62,30 @@ const CHANGED: &[(&str, &str, &str)] = &[
 ];
 
 /// Commands that are run before the one that begins so, and why the document does not show them.
-const BEFORE: &[(&str, &str, &str)] = &[(
-    "alchemist-engine inspect ar-ckpt-ep0.pth --within",
-    "alchemist-engine export --checkpoint runs/first --out ar-ckpt-ep0.pth && \
+const BEFORE: &[(&str, &str, &str)] = &[
+    (
+        "alchemist-engine inspect ar-ckpt-ep0.pth --within",
+        "alchemist-engine export --checkpoint runs/first --out ar-ckpt-ep0.pth && \
          alchemist-engine convert ar-ckpt-ep0.pth b.pth && alchemist-engine convert b.pth a.safetensors",
-    "the reader's own files",
-)];
+        "the reader's own files",
+    ),
+    (
+        "alchemist-engine train --config configs/demo.json --data shards",
+        "alchemist-engine pack --data corpus.csv --format webdataset --shard 30 --out shards",
+        "what img2dataset writes",
+    ),
+    (
+        "alchemist-engine train --config configs/demo.json --data \"data/train-*",
+        "mkdir data && alchemist-engine pack --data corpus.csv --format parquet --out data/train-00000.parquet",
+        "the reader's own data set",
+    ),
+    (
+        "alchemist-engine train --config configs/demo.json --data images",
+        "alchemist-engine pack --data corpus.csv --format imagefolder --out images && rm images/metadata.jsonl && \
+         for image in images/images/*; do echo a caption > ${image%.*}.txt; done",
+        "the reader's own images",
+    ),
+];
 
 /// A command that is interrupted after its first logged step; the document shows what is printed then.
 const INTERRUPTED: &str = "--out runs/int";

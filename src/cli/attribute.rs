@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     cli::watch::Counted,
     config::Geometry,
+    data::corpus::CorpusForm,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -31,12 +32,15 @@ pub struct AttributeArguments {
     /// All checkpoints that the run keeps (`keep_checkpoints` in its configuration says how many).
     #[arg(long)]
     pub every: bool,
-    /// The corpus: a CSV with the columns that the run's configuration names.
-    #[arg(long, value_name = "FILE.csv")]
+    /// The corpus, in any form: docs/formats.md lists them.
+    #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// The validation set, a CSV with the same columns; V is the gradient of its mean loss.
-    #[arg(long, value_name = "FILE.csv")]
+    /// The validation set, a corpus too; V is the gradient of its mean loss.
+    #[arg(long, value_name = "CORPUS")]
     pub validation: PathBuf,
+    /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<CorpusForm>,
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -69,6 +73,7 @@ pub(super) fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Resul
         every: arguments.every,
         corpus: arguments.data,
         validation: arguments.validation,
+        form: arguments.format,
         out: arguments.out,
         geometry: match arguments.geometry {
             GeometryArgument::Sgd => Geometry::Sgd,

@@ -13,6 +13,7 @@ use crate::{
         markdown::markdown,
     },
     config::Config,
+    data::corpus::CorpusForm,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -27,15 +28,18 @@ pub struct CompareArguments {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// The training set; overrides the configuration. A column `flaw`, as `plant` writes it, holds the planted flaws.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
     /// The validation set, which guides the raters; overrides the configuration; if neither is set, 20% of the training
     /// set is held out, of clean records if there is a column of flaws.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
     /// The held-out set, which models are measured on and no rater reads; by default, half of the validation set.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     pub held_out: Option<PathBuf>,
+    /// Read all three as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<CorpusForm>,
     /// Directory of the comparison. The same command resumes it, also with more seeds, shares, ratings or samplers.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -119,7 +123,11 @@ pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<
             sets.push(format!("{key}={}", super::train::quoted(&path)?));
         }
     }
-    let config = Config::load(&arguments.config, &sets)?;
+    sets.extend(arguments.format.map(|form| format!("data_format={form}")));
+    let mut config = Config::load(&arguments.config, &sets)?;
+    if let Some(held_out) = &arguments.held_out {
+        config.read_as(held_out, arguments.format);
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

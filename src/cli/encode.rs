@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     cli::watch::Counted,
     config::Config,
+    data::corpus::CorpusForm,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -27,9 +28,13 @@ pub struct EncodeArguments {
     /// A run of `train` or `fit` whose encoders are used instead.
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// A CSV of images and captions; may be repeated. By default the configuration's training and validation sets.
-    #[arg(long, value_name = "FILE.csv")]
+    /// A corpus of images and captions, in any form; may be repeated. By default the configuration's training and
+    /// validation sets.
+    #[arg(long, value_name = "CORPUS")]
     pub data: Vec<PathBuf>,
+    /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT", requires = "data")]
+    pub format: Option<CorpusForm>,
     /// Directory of the cache. The same command resumes it, and recomputes damaged shards.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -82,11 +87,14 @@ impl TextArgument {
 pub(super) fn run(arguments: EncodeArguments, interrupt: &Interrupt) -> Result<()> {
     let mut sets = arguments.set;
     sets.extend(arguments.device.map(|device| format!("device={device}")));
-    let config = match (&arguments.config, &arguments.run) {
+    let mut config = match (&arguments.config, &arguments.run) {
         (Some(path), _) => Config::load(path, &sets)?,
         (None, Some(run)) => configuration(run, &sets)?,
         (None, None) => return Err(Error::argument("no encoders; pass --config FILE or --run DIR")),
     };
+    for table in &arguments.data {
+        config.read_as(table, arguments.format);
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

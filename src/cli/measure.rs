@@ -8,13 +8,16 @@ use serde_json::json;
 use crate::{
     cli::watch::Counted,
     config::Config,
-    data::{ColumnNames, Preprocess},
+    data::{
+        ColumnNames, Preprocess,
+        corpus::{CorpusForm, files::CorpusFiles},
+    },
     error::{Error, Result},
     files::write_atomic,
     interrupt::Interrupt,
     jobs::{Claim, output::Output},
     measure::{
-        images::images,
+        images::images_as,
         job::{Choice, Features, Measurer, tokenizer_of_config, tokenizer_of_run},
         space::NOT_MEASURED,
     },
@@ -24,12 +27,16 @@ use crate::{
 /// The arguments of `measure`.
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArguments {
-    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a corpus in CSV.
-    #[arg(long, value_name = "DIR|FILE.csv")]
+    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a
+    /// corpus in any form.
+    #[arg(long, value_name = "DIR|CORPUS")]
     generated: PathBuf,
     /// The reference images, of the same kinds. Without them only CLIP-Score is measured.
-    #[arg(long, value_name = "DIR|FILE.csv")]
+    #[arg(long, value_name = "DIR|CORPUS")]
     reference: Option<PathBuf>,
+    /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<CorpusForm>,
     /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "tokenizer")]
     features: Vec<Features>,
@@ -70,7 +77,9 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
         &arguments.inception,
     ];
     let mut inputs: Vec<PathBuf> = paths.into_iter().flatten().cloned().collect();
-    inputs.push(arguments.generated.clone());
+    for path in std::iter::once(&arguments.generated).chain(&arguments.reference) {
+        inputs.extend(CorpusFiles::inputs(path, arguments.format));
+    }
     inputs.extend(config.iter().flat_map(Config::inputs));
     let claim = Claim { command: "measure", inputs: &inputs, overwrite: arguments.overwrite };
     // An unusable output path is refused before the measures are taken.
@@ -108,8 +117,9 @@ fn measures(arguments: &MeasureArguments, config: Option<&Config>, interrupt: &I
         )),
     };
     let measurer = interrupt.while_reading(NOT_MEASURED, || Measurer::open(&choice, tokenizer))?;
-    let list =
-        |path: &PathBuf| interrupt.while_reading(NOT_MEASURED, || images(path, &columns, skip_bad_rows));
+    let list = |path: &PathBuf| {
+        interrupt.while_reading(NOT_MEASURED, || images_as(path, &columns, arguments.format, skip_bad_rows))
+    };
     let generated = list(&arguments.generated)?;
     let mut left_out = json!({"generated": [], "reference": []});
     let references = match &arguments.reference {

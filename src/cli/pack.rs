@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
-    data::ColumnNames,
+    data::{ColumnNames, corpus::CorpusForm},
     error::Result,
     interrupt::Interrupt,
     select::formats::{Format, PackJob, SHARD, pack},
@@ -16,8 +16,11 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 pub struct PackArguments {
     /// The subset: a CSV, as `select` writes it, or any corpus.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
+    /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    pub data_format: Option<CorpusForm>,
     /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids
     /// (DataComp's .npy). csv and parquet reference the images without reading them.
     #[arg(long, value_name = "FORMAT")]
@@ -53,6 +56,7 @@ pub struct PackArguments {
 pub(super) fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
     let job = PackJob {
         subset: arguments.data,
+        form: arguments.data_format,
         columns: ColumnNames {
             id: arguments.id_column,
             image: arguments.image_column,

@@ -8,6 +8,7 @@ use crate::{
     cli::{flaws::shares, watch::Counted},
     data::{
         ColumnNames, Preprocess,
+        corpus::CorpusForm,
         corruption::{
             FlawShares, Mixture,
             plant::{PlantSettings, plant},
@@ -21,9 +22,12 @@ use crate::{
 /// The arguments of `plant`.
 #[derive(Clone, Debug, Args)]
 pub struct PlantArguments {
-    /// The corpus: a CSV.
-    #[arg(long, value_name = "FILE.csv")]
+    /// The corpus, in any form: docs/formats.md lists them.
+    #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
+    /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<CorpusForm>,
     /// Directory for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -78,6 +82,7 @@ pub struct PlantArguments {
 pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
     let settings = PlantSettings {
         corpus: arguments.data,
+        form: arguments.format,
         columns: ColumnNames {
             id: arguments.id_column,
             image: arguments.image_column,

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::{
     compare::{Comparison, arms::Rating, page::ComparisonPage},
+    data::corpus::files::CorpusFiles,
     error::{Error, Result},
     files::write_atomic,
     interrupt::Interrupt,
@@ -31,7 +32,7 @@ pub struct ReportArguments {
     #[arg(long, value_name = "NAME")]
     rating_column: Option<String>,
     /// Of a run: the rated corpus, if it is not the training set.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     data: Option<PathBuf>,
     /// Of a run: the column of planted flaws.
     #[arg(long, value_name = "NAME")]
@@ -52,7 +53,8 @@ pub struct ReportArguments {
 pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
     let inputs = [Some(&arguments.of), arguments.ratings.as_ref(), arguments.data.as_ref()];
-    let inputs: Vec<PathBuf> = inputs.into_iter().flatten().cloned().collect();
+    let inputs: Vec<PathBuf> =
+        inputs.into_iter().flatten().flat_map(|path| CorpusFiles::inputs(path, None)).collect();
     if !arguments.of.exists() {
         return Err(Error::input(
             &arguments.of,

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
+    data::corpus::CorpusForm,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -22,9 +23,12 @@ pub struct ScoreArguments {
     /// The configuration of a rater that was not trained here; it names the image tokenizer and the text encoder.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The corpus: a CSV with the columns that the run's configuration names.
-    #[arg(long, value_name = "FILE.csv")]
+    /// The corpus, in any form: docs/formats.md lists them.
+    #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
+    /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<CorpusForm>,
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -65,6 +69,7 @@ pub(super) fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()
         checkpoint: arguments.checkpoint,
         config: arguments.config,
         corpus: arguments.data,
+        form: arguments.format,
         out: arguments.out,
         rating_column: arguments.rating_column,
         batch,

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::{
+    data::corpus::CorpusForm,
     interrupt::Interrupt,
     report::text_table::TextTable,
     select::{
@@ -47,9 +48,12 @@ pub struct SelectArguments {
     /// The subset, a .csv file; its ids and a summary are written to the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The table of the corpus: kept rows are copied from it verbatim.
-    #[arg(long, value_name = "FILE")]
+    /// The corpus: kept rows are copied from it, verbatim if it is one CSV, else as a CSV of its columns.
+    #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
+    /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT", requires = "data")]
+    pub format: Option<CorpusForm>,
     /// The id column. If there is no column `id`: one of the usual names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
@@ -57,6 +61,9 @@ pub struct SelectArguments {
     /// they are made absolute (with --data rows stay as they are, and a warning says so).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
+    /// The column of captions of --data, unless it is one CSV, of which captions are not read.
+    #[arg(long, value_name = "NAME", default_value = "caption")]
+    pub caption_column: String,
     /// The rating column [default: the one that `score` wrote, or `rating`].
     #[arg(long, value_name = "NAME")]
     pub rating_column: Option<String>,
@@ -149,6 +156,8 @@ pub(super) fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<(
         seed: arguments.seed,
         out: arguments.out,
         data: arguments.data,
+        form: arguments.format,
+        caption_column: arguments.caption_column,
         overwrite: arguments.overwrite,
     };
     let report = write_subset(&job, interrupt)?;

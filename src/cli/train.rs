@@ -7,6 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Watch,
     config::Config,
+    data::corpus::CorpusForm,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -20,13 +21,15 @@ pub struct TrainArguments {
     /// Configuration in JSON; docs/config.md lists its keys.
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     pub config: Option<PathBuf>,
-    /// The training set, a CSV with the configuration's columns, such as the output of `select`; overrides the
-    /// configuration.
-    #[arg(long, value_name = "FILE.csv")]
+    /// The training set, a corpus in any form, such as the output of `select`; overrides the configuration.
+    #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
     /// The validation set; overrides the configuration.
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
+    /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<CorpusForm>,
     /// Set a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -75,6 +78,7 @@ pub(super) fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Confi
             sets.push(format!("{key}={}", quoted(path)?));
         }
     }
+    sets.extend(arguments.format.map(|form| format!("data_format={form}")));
     sets.extend(arguments.device.map(|device| format!("device={device}")));
     sets.extend(arguments.recompute.then(|| "recompute=true".to_owned()));
     let given = arguments.config.as_deref().map(|path| Config::load(path, &sets)).transpose()?;

@@ -55,6 +55,8 @@ impl Fits<'_> {
                 path_key("data_args.train_csv_path", table)?,
                 path_key("data_args.val_csv_path", self.held_out)?,
                 path_key("token_cache", self.cache)?,
+                // The tables of a comparison are its own.
+                "data_format=".to_owned(),
                 format!("seed={seed}"),
                 format!("ep={epochs}"),
                 "keep_checkpoints=1".to_owned(),

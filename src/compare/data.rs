@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Reasons, Result},
     files::{
         sealed::{Unsealed, read_sealed, unseal, write_sealed},
-        sha256_of_file, write_csv,
+        write_csv,
     },
     interrupt::Interrupt,
     tokens::{
@@ -124,7 +124,7 @@ pub(super) fn prepare(
     let tables = std::iter::once(&train)
         .chain(&given)
         .chain(&request.held_out)
-        .map(|path| interrupt.while_reading(NOT_BEGUN, || sha256_of_file(path)))
+        .map(|path| interrupt.while_reading(NOT_BEGUN, || config.open_corpus(path)?.identity()))
         .collect::<Result<Vec<_>>>()?;
     let kernels = config.device.open()?.map(|_| format!("{:?}", config.compute));
     let described = Described { config: config.fingerprint(), tables, kernels };

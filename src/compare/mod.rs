@@ -128,7 +128,7 @@ pub fn compare(
     }
     let out = std::path::absolute(&request.out).map_err(Error::io("resolve", &request.out))?;
     let mut inputs = config.inputs();
-    inputs.extend(request.held_out.clone());
+    inputs.extend(request.held_out.iter().flat_map(|path| config.corpus_inputs(path)));
     let folder =
         OutputFolder::claim(&Claim { command: "compare", inputs: &inputs, overwrite: false }, &out, &[])?;
     folder.present()?;

@@ -133,6 +133,8 @@ impl<'a> Ratings<'a> {
             path_key("data_args.train_csv_path", self.pool.0)?,
             path_key("data_args.val_csv_path", self.validation)?,
             path_key("token_cache", self.cache)?,
+            // The tables of a comparison are its own.
+            "data_format=".to_owned(),
             format!("seed={seed}"),
             "record_every=1".to_owned(),
             "keep_checkpoints=1".to_owned(),
@@ -168,6 +170,7 @@ impl<'a> Ratings<'a> {
                 checkpoint: run,
                 config: None,
                 corpus: self.pool.0.to_path_buf(),
+                form: None,
                 out: out.clone(),
                 rating_column: "rating".to_owned(),
                 batch: config.training.batch,

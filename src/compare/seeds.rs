@@ -196,6 +196,8 @@ impl<'a> Seeds<'a> {
             seed: named.seed,
             out: subset.clone(),
             data: Some(self.data.pool.clone()),
+            form: None,
+            caption_column: config.data.caption_column.clone(),
             overwrite: true,
         };
         write_subset(&job, interrupt)?;

@@ -13,7 +13,10 @@ pub mod rules;
 mod schedule;
 mod source;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -23,6 +26,7 @@ pub use rules::{Geometry, RaterObjective, RuleEntry, RuleSettings, Scaling};
 pub use schedule::ScheduleShape;
 
 use crate::{
+    data::corpus::CorpusForm,
     encode::pretrained,
     engine::{DType, cuda::DeviceChoice, ops::pyramid::Reach},
     error::{Error, Result},
@@ -100,6 +104,8 @@ pub struct DataConfig {
     pub truncated_images: bool,
     /// The folder of a token cache, see [`tokens::cache`](crate::tokens::cache).
     pub token_cache: Option<PathBuf>,
+    /// The forms that corpora are read as, by path; others are read as what they are.
+    pub forms: BTreeMap<PathBuf, CorpusForm>,
 }
 
 impl DataConfig {
@@ -314,8 +320,9 @@ impl Config {
     pub(crate) fn inputs(&self) -> Vec<PathBuf> {
         let DataConfig { train, validation, token_cache, .. } = &self.data;
         let (image, text) = (&self.image_tokenizer.path, &self.text_encoder.path);
-        let named = [train, validation, token_cache, image, text, &self.networks.initial_weights];
-        named.into_iter().flatten().cloned().collect()
+        let corpora = [train, validation].into_iter().flatten().flat_map(|path| self.corpus_inputs(path));
+        let named = [token_cache, image, text, &self.networks.initial_weights];
+        corpora.chain(named.into_iter().flatten().cloned()).collect()
     }
 
     /// Reads a file and applies `--set` arguments (`key=value`, the value in JSON or bare) in order.

@@ -1,10 +1,13 @@
 //! How a configuration opens a corpus: the columns to read, and how to decode the images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Config;
 use crate::{
-    data::{ColumnNames, Corpus, Preprocess, corpus::RELEASED_EMPTY_CAPTION},
+    data::{
+        ColumnNames, Corpus, Preprocess,
+        corpus::{CorpusForm, RELEASED_EMPTY_CAPTION, files::CorpusFiles},
+    },
     error::Result,
 };
 
@@ -32,12 +35,26 @@ impl Config {
         }
     }
 
+    /// Reads the corpus at `path` as `form` from now on, if one is given.
+    pub(crate) fn read_as(&mut self, path: &Path, form: Option<CorpusForm>) {
+        if let Some(form) = form {
+            self.data.forms.insert(path.to_path_buf(), form);
+        }
+    }
+
+    /// The files of a corpus, and its path, which no output may replace.
+    pub(crate) fn corpus_inputs(&self, path: &Path) -> Vec<PathBuf> {
+        CorpusFiles::inputs(path, self.data.forms.get(path).copied())
+    }
+
     /// Opens a corpus with these columns and settings.
     ///
     /// # Errors
     /// If the table cannot be opened or lacks a column.
     pub fn open_corpus(&self, path: &Path) -> Result<Corpus> {
-        let corpus = Corpus::open(path, &self.columns())?.skipping_malformed(self.data.skip_bad_rows);
+        let form = self.data.forms.get(path).copied();
+        let corpus =
+            Corpus::open_as(path, &self.columns(), form)?.skipping_malformed(self.data.skip_bad_rows);
         Ok(if self.compat.empty_caption_text {
             corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
         } else {

@@ -11,7 +11,11 @@ use serde_json::Value;
 use crate::{
     data::{
         ColumnNames, Corpus, ImageRef, Location, Origin, Record,
-        corpus::delimited::{DelimitedTable, Read},
+        corpus::{
+            CorpusForm,
+            delimited::{DelimitedTable, Read},
+            files::CorpusFiles,
+        },
     },
     error::{Error, Result},
     files::text::read_text,
@@ -46,19 +50,36 @@ impl From<Record> for MeasuredImage {
 }
 
 /// Lists the images of `path`: a corpus with these columns (malformed rows are skipped on request), a table
-/// `samples.csv`, a folder with such a table, a folder in GenEval's layout, or all PNG, JPEG, WebP and GIF files in a
+/// `samples.csv`, a folder with such a table, a folder in GenEval's layout, a folder that is a corpus, or all PNG, JPEG, WebP and GIF files in a
 /// folder, recursively, by name.
 ///
 /// # Errors
 /// If the table or folder does not exist, cannot be read, or has no image.
 pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<MeasuredImage>> {
-    if !path.is_dir() {
-        return of_table(path, columns, skip_bad_rows);
+    images_as(path, columns, None, skip_bad_rows)
+}
+
+/// Like [`images`], but reads a corpus as `form`, if one is given.
+///
+/// # Errors
+/// See [`images`]; also if it is not of that form.
+pub fn images_as(
+    path: &Path,
+    columns: &ColumnNames,
+    form: Option<CorpusForm>,
+    skip_bad_rows: bool,
+) -> Result<Vec<MeasuredImage>> {
+    if form.is_some() || !path.is_dir() {
+        return of_table(path, columns, form, skip_bad_rows);
     }
     if path.join(SAMPLES).is_file() {
-        return of_table(&path.join(SAMPLES), columns, skip_bad_rows);
+        return of_table(&path.join(SAMPLES), columns, form, skip_bad_rows);
     }
     let prompts = prompt_folders(path)?;
+    // A folder that is a corpus also has captions.
+    if prompts.is_empty() && Corpus::open(path, columns).is_ok() {
+        return of_table(path, columns, form, skip_bad_rows);
+    }
     let found = if prompts.is_empty() { of_folder(path)? } else { of_prompts(path, &prompts)? };
     if found.is_empty() {
         return Err(Error::input(
@@ -72,14 +93,21 @@ pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result
     Ok(found)
 }
 
-fn of_table(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result<Vec<MeasuredImage>> {
-    let table = DelimitedTable::open(path)?;
-    let column = |name: &str| table.header().iter().position(|column| column == name);
-    let (Some(file), Some(prompt), None) = (column("file"), column("prompt"), column(&columns.image)) else {
-        let corpus = Corpus::open(path, columns)?.skipping_malformed(skip_bad_rows);
-        return Ok(corpus.read_all()?.into_iter().map(MeasuredImage::from).collect());
-    };
-    of_samples(table, file, prompt)
+fn of_table(
+    path: &Path,
+    columns: &ColumnNames,
+    form: Option<CorpusForm>,
+    skip_bad_rows: bool,
+) -> Result<Vec<MeasuredImage>> {
+    if CorpusFiles::of(path, form)?.one_csv() == Some(path) {
+        let table = DelimitedTable::open(path)?;
+        let column = |name: &str| table.header().iter().position(|column| column == name);
+        if let (Some(file), Some(prompt), None) = (column("file"), column("prompt"), column(&columns.image)) {
+            return of_samples(table, file, prompt);
+        }
+    }
+    let corpus = Corpus::open_as(path, columns, form)?.skipping_malformed(skip_bad_rows);
+    Ok(corpus.read_all()?.into_iter().map(MeasuredImage::from).collect())
 }
 
 /// The images of a table written by `sample`.

@@ -290,7 +290,8 @@ impl RunPage {
             Some(path) => path.clone(),
             None => {
                 let path = config.data.train_csv()?.to_path_buf();
-                if !path.exists() {
+                // A list or a pattern is no path.
+                if config.corpus_inputs(&path).iter().all(|file| !file.exists()) {
                     return Err(Error::input(
                         &path,
                         format!(

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     data::{
         Record,
-        corpus::{columns::absent, moved_paths::MovedPaths},
+        corpus::{CorpusForm, columns::absent, moved_paths::MovedPaths},
     },
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
@@ -50,6 +50,8 @@ pub struct ScoreRequest {
     pub config: Option<PathBuf>,
     /// The corpus.
     pub corpus: PathBuf,
+    /// The form of the corpus; `None` for what it is.
+    pub form: Option<CorpusForm>,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
     /// The name of the rating column.
@@ -74,10 +76,12 @@ impl ScoreRequest {
     /// # Errors
     /// If there is no run or an override is not accepted.
     pub(crate) fn configuration(&self) -> Result<Config> {
-        match &self.config {
-            Some(path) => Config::load(path, &self.sets),
-            None => configuration(&Named::new(&self.checkpoint)?.run, &self.sets),
-        }
+        let mut config = match &self.config {
+            Some(path) => Config::load(path, &self.sets)?,
+            None => configuration(&Named::new(&self.checkpoint)?.run, &self.sets)?,
+        };
+        config.read_as(&self.corpus, self.form);
+        Ok(config)
     }
 }
 
@@ -133,9 +137,11 @@ pub fn score(
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<ScoreSummary> {
-    let mut inputs = request.configuration()?.inputs();
+    let config = request.configuration()?;
+    let mut inputs = config.inputs();
     inputs.extend(request.config.clone());
-    inputs.extend([request.checkpoint.clone(), request.corpus.clone()]);
+    inputs.push(request.checkpoint.clone());
+    inputs.extend(config.corpus_inputs(&request.corpus));
     let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
     let companions: &[&str] = if request.images { &[HISTOGRAM, CONTACT_SHEET] } else { &[] };
     let mut parts = Parts::of(&claim, &request.out, companions, WORDS)?;
@@ -154,7 +160,7 @@ pub fn score(
         return Err(corpus.refuse_schema(absent(&schema.columns, column)));
     }
     parts.prepare(&scorer.inputs(request, &digest), request.overwrite)?;
-    let paths = MovedPaths::between(&request.corpus, &request.out)?;
+    let paths = MovedPaths::from_folder(corpus.folder(), &request.out)?;
     let begun = Instant::now();
     parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, progress, |_| {
         Ok(|codes: &Tensor, records: &[&Record]| scorer.measure(codes, records))

@@ -16,7 +16,7 @@ use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
     data::{
         ColumnNames, Corpus, ImageRef, Record,
-        corpus::{Schema, image_folders, moved_paths::absolute_path},
+        corpus::{CorpusForm, Schema, files::CorpusFiles, image_folders, moved_paths::absolute_path},
         image::decode::{self, SNIFFED_BYTES},
         location::{EMPTY_PATH, not_local},
     },
@@ -74,8 +74,10 @@ impl FromStr for Format {
 /// Options of [`pack`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackJob {
-    /// The subset, a CSV written by `select`.
+    /// The subset: a CSV written by `select`, or any corpus.
     pub subset: PathBuf,
+    /// The form of the subset; `None` for what it is.
+    pub form: Option<CorpusForm>,
     /// Names of its columns.
     pub columns: ColumnNames,
     /// Skips malformed rows and counts them as unusable records.
@@ -124,7 +126,7 @@ impl fmt::Display for Packed {
 /// If the subset cannot be read, the output exists and must not be replaced, an id does not fit the format, a file
 /// cannot be written, or the user interrupts the job.
 pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Packed> {
-    let corpus = Corpus::open(&job.subset, &job.columns)?.skipping_malformed(job.skip_bad_rows);
+    let corpus = Corpus::open_as(&job.subset, &job.columns, job.form)?.skipping_malformed(job.skip_bad_rows);
     let schema = corpus.schema().clone();
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let malformed: Vec<(String, String)> =
@@ -132,7 +134,7 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -
     if records.is_empty() {
         return Err(none_usable(&job.subset, &malformed));
     }
-    let mut inputs = vec![job.subset.clone()];
+    let mut inputs = CorpusFiles::inputs(&job.subset, job.form);
     inputs.extend(image_folders(&records));
     let claim = Claim { command: "pack", inputs: &inputs, overwrite: job.overwrite };
     let packing =
@@ -388,13 +390,16 @@ fn reasons(left_out: &[(String, String)]) -> Reasons {
 /// Copies or links an image.
 fn copy_or_link(from: &ImageRef, to: &Path, link: bool) -> Result<()> {
     if !link {
-        let copied = match from.local() {
+        let copied = match from.local().filter(|from| from.is_file()) {
             Some(from) => fs::copy(from, to),
+            // A member of an archive.
             None => from.open().and_then(|mut from| std::io::copy(&mut from, &mut File::create(to)?)),
         };
         return copied.map(drop).map_err(Error::io("write", to));
     }
-    let from = from.local().ok_or_else(|| from.refuse("is not a local file, so it cannot be linked"))?;
+    let from = from.local().filter(|from| from.is_file()).ok_or_else(|| {
+        from.refuse("is not a local file of its own, so it cannot be linked; pack with --format imagefolder")
+    })?;
     #[cfg(unix)]
     return std::path::absolute(from)
         .and_then(|from| std::os::unix::fs::symlink(from, to))

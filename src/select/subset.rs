@@ -1,7 +1,6 @@
 //! Writes the files of a subset: its rows, the list of ids, and a summary.
 
 use std::{
-    fs::File,
     io::{BufReader, Read, Write},
     path::{Path, PathBuf},
 };
@@ -15,10 +14,16 @@ use super::{
     select,
 };
 use crate::{
-    data::corpus::{
-        columns::{IMAGE_NAMES, absent, find_id, find_image},
-        delimited::{DelimitedTable, Read as RowRead, Skipped},
-        moved_paths::MovedPaths,
+    data::{
+        ColumnNames, Corpus, Location,
+        corpus::{
+            CorpusForm,
+            columns::{IMAGE_NAMES, absent, find_id, find_image},
+            delimited::{DelimitedTable, Read as RowRead, Skipped},
+            files::CorpusFiles,
+            moved_paths::MovedPaths,
+        },
+        store::Readable,
     },
     error::{Error, Result},
     files::AtomicFile,
@@ -46,8 +51,12 @@ pub struct SubsetJob {
     pub seed: u64,
     /// The CSV of the subset. The list of ids and the summary are written beside it.
     pub out: PathBuf,
-    /// The CSV of the corpus, to copy its rows byte for byte. If `None`, rows come from the ratings table.
+    /// The corpus, to copy its rows: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
+    /// The form of the corpus; `None` for what it is.
+    pub form: Option<CorpusForm>,
+    /// Name of the column of captions of a corpus that is not one CSV.
+    pub caption_column: String,
     /// Whether to replace existing outputs.
     pub overwrite: bool,
 }
@@ -118,7 +127,8 @@ fn is_zero(count: &u64) -> bool {
 pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetReport> {
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
-    let inputs: Vec<PathBuf> = std::iter::once(&job.ratings).chain(&job.data).cloned().collect();
+    let mut inputs = vec![job.ratings.clone()];
+    inputs.extend(job.data.iter().flat_map(|data| CorpusFiles::inputs(data, job.form)));
     let claim = Claim { command: "select", inputs: &inputs, overwrite: job.overwrite };
     let output = Output::anew(&claim, &job.out, &[IDS, SUMMARY])?;
     let (selection, left_out) = output.write(|output| write_staged(job, output, interrupt))?;
@@ -173,7 +183,13 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
     let subset_file = AtomicFile::create(&subset)?;
     let subset_file = match (&job.data, index) {
         (Some(data), Some(index)) => {
-            copy_corpus_rows(job, data, &table, &index, &selection.kept, subset_file, interrupt)?
+            let requested = RequestedRows::new(&table, &index, &selection.kept);
+            match CorpusFiles::of(data, job.form)?.one_csv() {
+                Some(table) if table == data => {
+                    copy_corpus_rows(job, table, requested, subset_file, interrupt)?
+                }
+                _ => write_corpus_rows(job, data, requested, subset_file, interrupt)?,
+            }
         }
         _ => write_table_rows(job, &selection.kept, subset_file, interrupt)?,
     };
@@ -256,13 +272,88 @@ fn write_table_rows(
     })
 }
 
+/// The rows of the corpus to be copied, and those that were.
+struct RequestedRows<'a> {
+    table: &'a RatingsTable,
+    index: &'a IdIndex,
+    /// The kept rows of the ratings, ascending.
+    kept: &'a [u32],
+    selected: Vec<bool>,
+    copied: Vec<u32>,
+}
+
+impl<'a> RequestedRows<'a> {
+    fn new(table: &'a RatingsTable, index: &'a IdIndex, kept: &'a [u32]) -> Self {
+        let mut selected = vec![false; table.ratings.len()];
+        kept.iter().for_each(|&row| selected[row as usize] = true);
+        Self { table, index, kept, selected, copied: Vec::with_capacity(kept.len()) }
+    }
+
+    /// Whether the row with this id is to be copied; it then counts as copied.
+    fn take(&mut self, id: &str) -> bool {
+        let row = self.index.find(&self.table.ids, id).filter(|&row| self.selected[row as usize]);
+        self.copied.extend(row);
+        row.is_some()
+    }
+
+    /// Fails if a kept row was not copied, or one was copied twice.
+    fn expect_all(mut self, job: &SubsetJob, data: &Path) -> Result<()> {
+        self.copied.sort_unstable();
+        match self.copied == self.kept {
+            true => Ok(()),
+            false => Err(mismatch(job, data, self.table, self.kept, &self.copied)),
+        }
+    }
+}
+
+/// Streams a corpus of any form and writes the records with kept ids as comma-separated text.
+fn write_corpus_rows(
+    job: &SubsetJob,
+    data: &Path,
+    mut requested: RequestedRows<'_>,
+    file: AtomicFile,
+    interrupt: &Interrupt,
+) -> Result<AtomicFile> {
+    let names = ColumnNames {
+        id: job.names.id.clone(),
+        image: job.image_column.clone(),
+        caption: job.caption_column.clone(),
+    };
+    let corpus = Corpus::open_as(data, &names, job.form)?.skipping_malformed(job.options.skip_bad_rows);
+    let (image, id) = (corpus.schema().image, corpus.schema().id);
+    let paths_are_ids = corpus.schema().ids_are_paths;
+    let paths = MovedPaths::from_folder(corpus.folder(), &job.out)?;
+    let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(file);
+    let failed = |error| write_error(&job.out, error);
+    writer.write_record(&corpus.schema().columns).map_err(failed)?;
+    let mut malformed = 0_u64;
+    for record in corpus {
+        interrupt.check(NOTHING_WRITTEN)?;
+        let mut record = record?;
+        malformed += u64::from(record.malformed.is_some());
+        if record.malformed.is_some() || !requested.take(&record.id) {
+            continue;
+        }
+        if paths.changes(&record.fields[image]) {
+            record.fields[image] = paths.moved(&record.fields[image])?.into_owned();
+            if paths_are_ids {
+                record.fields[id] = record.fields[image].clone();
+            }
+        }
+        writer.write_record(&record.fields).map_err(failed)?;
+    }
+    if malformed > 0 {
+        tracing::warn!("{}: {malformed} malformed rows were skipped", data.display());
+    }
+    requested.expect_all(job, data)?;
+    writer.into_inner().map_err(|error| Error::io("write", &job.out)(error.into_error()))
+}
+
 /// Streams the corpus and copies the rows with kept ids, byte for byte.
 fn copy_corpus_rows(
     job: &SubsetJob,
     data: &Path,
-    table: &RatingsTable,
-    index: &IdIndex,
-    kept: &[u32],
+    mut requested: RequestedRows<'_>,
     mut file: AtomicFile,
     interrupt: &Interrupt,
 ) -> Result<AtomicFile> {
@@ -275,10 +366,6 @@ fn copy_corpus_rows(
     let image = job.image(corpus.header(), data)?;
     let paths = MovedPaths::between(data, &job.out)?;
     let mut astray = 0_u64;
-    let mut selected = vec![false; table.ratings.len()];
-    kept.iter().for_each(|&row| selected[row as usize] = true);
-    let mut copied: Vec<u32> = Vec::with_capacity(kept.len());
-
     let mut copier = Copier::open(data)?;
     let header = copier.take(corpus.header_bytes())?;
     let line_break: &[u8] =
@@ -300,17 +387,15 @@ fn copy_corpus_rows(
             RowRead::Row => {}
         }
         let id = corpus.field(id_column);
-        let Some(row) = index.find(&table.ids, id).filter(|&row| selected[row as usize]) else { continue };
-        copied.push(row);
+        if !requested.take(id) {
+            continue;
+        }
         astray += u64::from(image.is_some_and(|image| paths.changes(corpus.field(image))));
         let bytes = copier.take(corpus.row_bytes())?;
         write_line(without_line_breaks(bytes))?;
     }
     skipped.warn(data);
-    copied.sort_unstable();
-    if copied != kept {
-        return Err(mismatch(job, data, table, kept, &copied));
-    }
+    requested.expect_all(job, data)?;
     if astray > 0 {
         tracing::warn!(
             "{} has image paths relative to its folder in {astray} rows; copied unchanged, they do not resolve from \
@@ -352,14 +437,15 @@ fn without_line_breaks(record: &[u8]) -> &[u8] {
 /// Copies byte ranges from a file, in ascending order.
 struct Copier {
     path: PathBuf,
-    file: BufReader<File>,
+    file: BufReader<Box<dyn Readable>>,
     at: u64,
     bytes: Vec<u8>,
 }
 
 impl Copier {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        // Byte ranges of a compressed file are those of the decompressed data.
+        let file = Location::from(path).open_decompressed(0, 0).map_err(Error::io("read", path))?;
         Ok(Self {
             path: path.to_path_buf(),
             file: BufReader::with_capacity(1 << 20, file),

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::Config,
     data::Record,
     error::{Error, Result},
-    files::{
-        sealed::{read_sealed, write_sealed},
-        sha256_of_file,
-    },
+    files::sealed::{read_sealed, write_sealed},
     tokens::encoded::EncodedCorpus,
 };
 
@@ -34,9 +32,10 @@ struct Input {
 
 impl Inputs {
     /// The inputs of tables that have been read.
-    pub(super) fn of(tables: &[(&Path, &EncodedCorpus)]) -> Result<Self> {
+    pub(super) fn of(config: &Config, tables: &[(&Path, &EncodedCorpus)]) -> Result<Self> {
         let input = |(path, corpus): &(&Path, &EncodedCorpus)| {
-            Ok(Input { path: path.to_path_buf(), sha256: sha256_of_file(path)?, rows: corpus.rows.clone() })
+            let sha256 = config.open_corpus(path)?.identity()?;
+            Ok(Input { path: path.to_path_buf(), sha256, rows: corpus.rows.clone() })
         };
         Ok(Self { tables: tables.iter().map(input).collect::<Result<_>>()? })
     }

@@ -100,7 +100,12 @@ pub(crate) fn prepare(
         _ if by_gain => None,
         None => None,
         Some(path) => {
-            if path.canonicalize().ok() == table.canonicalize().ok() {
+            let same = match (path.canonicalize(), table.canonicalize()) {
+                (Ok(path), Ok(table)) => path == table,
+                // A list or a pattern.
+                _ => path == table,
+            };
+            if same {
                 tracing::warn!("{} is both the training and the validation set", path.display());
             }
             let records = read(path)?;
@@ -160,7 +165,7 @@ fn expect_inputs(
     let training = config.data.train_csv()?;
     let mut tables = vec![(training, train)];
     tables.extend(validation.map(|(path, validation)| (*path, validation)));
-    let inputs = Inputs::of(&tables)?;
+    let inputs = Inputs::of(config, &tables)?;
     if !directory.has_progress() {
         return inputs.write(&directory.inputs());
     }

@@ -149,9 +149,7 @@ fn what_is_no_table_is_named_wherever_a_table_is_given() {
             };
             says(open(&path).unwrap_err().to_string());
             says(images(&path, &ColumnNames::default(), false).unwrap_err().to_string());
-            if name != given || name != "table.parquet" {
-                says(RatingsTable::read(&path, &RatingColumns::default()).unwrap_err().to_string());
-            }
+            says(RatingsTable::read(&path, &RatingColumns::default()).unwrap_err().to_string());
             let data = path.to_str().unwrap();
             let ratings = ratings.to_str().unwrap();
             let (code, said) =
@@ -160,18 +158,10 @@ fn what_is_no_table_is_named_wherever_a_table_is_given() {
             says(said);
         }
     }
-    for (file, word) in [
-        ("metadata.csv", "its metadata.csv"),
-        ("0.tar", "tar shards"),
-        ("a.parquet", "Parquet"),
-        ("x.png", "lists the images"),
-    ] {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(file), "").unwrap();
-        let message = open(folder.path()).unwrap_err().to_string();
-        assert!(message.contains("folder, not a table") || message.contains("folder of"), "{message}");
-        assert!(message.contains(word), "{message}");
-    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("x.png"), "").unwrap();
+    let message = open(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("folder, not a table") && message.contains("lists the images"), "{message}");
     let twins = place.path().join("twins.csv");
     for (text, word) in [
         (",,id,image,caption\n1,2,3,4,5\n", "columns 1 and 2 have no name"),

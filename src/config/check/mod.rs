@@ -15,6 +15,7 @@ use super::{
     source::Source,
 };
 use crate::{
+    data::corpus::CorpusForm,
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{Initialization, Rope},
@@ -317,7 +318,17 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
         let name = Checker::text(raw, field);
         if name.is_empty() { checker.refuse(field, "must not be empty") } else { Ok(name) }
     };
+    let form = Checker::text(raw, &KEY.data_format);
+    let form: Option<CorpusForm> = match form.as_str() {
+        "" => None,
+        name => match name.parse() {
+            Ok(form) => Some(form),
+            Err(_) => return checker.unlisted(&KEY.data_format, name),
+        },
+    };
+    let forms = [&train, &validation].into_iter().flatten().cloned().zip(form.into_iter().cycle());
     Ok(DataConfig {
+        forms: forms.collect(),
         train,
         validation,
         validation_portion: checker.share(raw, &KEY.validation_portion)?,

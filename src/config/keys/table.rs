@@ -17,9 +17,12 @@ use super::{
         Integer, Integers, KeyType, Kind, Number, Setting, Switches, Text, Texts,
     },
 };
-use crate::config::{
-    HEAD_WIDTH,
-    rules::{Geometry, NAMES, RaterObjective, Scaling},
+use crate::{
+    config::{
+        HEAD_WIDTH,
+        rules::{Geometry, NAMES, RaterObjective, Scaling},
+    },
+    data::corpus::CorpusForm,
 };
 
 const LMDB: Honored = Only("`[]`: use a CSV");
@@ -39,9 +42,9 @@ keys! {
 
     /// The keys of `data_args`.
     group data_args: RawDataArgs, DataArgsKeys {
-        /// CSV of the training set; relative paths start at the current directory
+        /// corpus of the training set, in any form; relative paths start at the current directory
         train_csv_path: Text = Is(""), Any, Yes, Harmless;
-        /// CSV of the validation set; empty: hold out `validation_portion`
+        /// corpus of the validation set; empty: hold out `validation_portion`
         val_csv_path: Text = Is(""), Any, Yes, Harmless;
         /// CSV of a test set
         test_csv_path: Text = Is(""),
@@ -344,6 +347,8 @@ keys! {
     }
 
     keys {
+        /// form of the training and the validation set; empty: detected by content
+        data_format: Text = Is(""), OneOf(&CorpusForm::KEYS), Yes, Harmless;
         /// count a malformed row (unbalanced quotes, wrong number of fields, invalid UTF-8, no id) as a failed record
         /// instead of ending the job
         skip_bad_rows: Flag = Is(false), Any, Yes, Results;

@@ -39,7 +39,7 @@ impl Default for ColumnNames {
 pub const ID_NAMES: [&str; 6] = ["id", "key", "uid", "uuid", "sample_id", "__key__"];
 
 /// Conventional names of the column of image paths, in order of preference; the first is the default.
-pub const IMAGE_NAMES: [&str; 14] = [
+pub const IMAGE_NAMES: [&str; 17] = [
     "image_save_path",
     "image_path",
     "image",
@@ -54,10 +54,13 @@ pub const IMAGE_NAMES: [&str; 14] = [
     "img",
     "file",
     "local_path",
+    "image_bytes",
+    "jpg",
+    "png",
 ];
 
 /// Conventional names of the column of captions, in order of preference; the first is the default.
-pub const CAPTION_NAMES: [&str; 9] = [
+pub const CAPTION_NAMES: [&str; 10] = [
     "caption",
     "cogvlm_caption",
     "text",
@@ -67,6 +70,7 @@ pub const CAPTION_NAMES: [&str; 9] = [
     "top_caption",
     "raw_caption",
     "captions",
+    "txt",
 ];
 
 /// Names of columns that hold URLs, which are not fetched.
@@ -94,7 +98,7 @@ fn named(header: &[String], name: &str) -> Result<Option<usize>, String> {
 }
 
 /// A column found by convention instead of the default name.
-struct Taken {
+pub(super) struct Taken {
     what: &'static str,
     index: usize,
     /// Other columns with conventional names.
@@ -201,17 +205,14 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<usize> {
+        self.id.into_iter().chain([self.image, self.caption]).collect()
+    }
+
     /// Finds the columns of the table `path` with this header. Warns once about columns found by convention.
     pub(super) fn find(path: &Path, header: &[String], names: &ColumnNames) -> Result<Self, String> {
-        let id = IDS.find(header, &names.id)?;
-        if id.is_none() && names.id != ID_NAMES[0] {
-            return Err(IDS.missing(header, &names.id));
-        }
-        let image = IMAGES.find(header, &names.image)?.ok_or_else(|| IMAGES.missing(header, &names.image))?;
-        let caption =
-            CAPTIONS.find(header, &names.caption)?.ok_or_else(|| CAPTIONS.missing(header, &names.caption))?;
-        let found = Self { id: id.as_ref().map(|id| id.0), image: image.0, caption: caption.0 };
-        let taken: Vec<Taken> = [id.and_then(|id| id.1), image.1, caption.1].into_iter().flatten().collect();
+        let (found, taken) = Self::locate(header, names)?;
         warn_of_conventions(path, header, &taken);
         if found.id.is_none() {
             warn_once(format!(
@@ -222,6 +223,20 @@ impl Columns {
             ));
         }
         Ok(found)
+    }
+
+    /// Finds the columns without a warning; also returns those found by convention.
+    pub(super) fn locate(header: &[String], names: &ColumnNames) -> Result<(Self, Vec<Taken>), String> {
+        let id = IDS.find(header, &names.id)?;
+        if id.is_none() && names.id != ID_NAMES[0] {
+            return Err(IDS.missing(header, &names.id));
+        }
+        let image = IMAGES.find(header, &names.image)?.ok_or_else(|| IMAGES.missing(header, &names.image))?;
+        let caption =
+            CAPTIONS.find(header, &names.caption)?.ok_or_else(|| CAPTIONS.missing(header, &names.caption))?;
+        let found = Self { id: id.as_ref().map(|id| id.0), image: image.0, caption: caption.0 };
+        let taken = [id.and_then(|id| id.1), image.1, caption.1].into_iter().flatten().collect();
+        Ok((found, taken))
     }
 }
 
@@ -294,7 +309,7 @@ fn warn_of_conventions(path: &Path, header: &[String], taken: &[Taken]) {
 }
 
 /// Prints a warning once per process, however often the table is opened.
-fn warn_once(message: String) {
+pub(super) fn warn_once(message: String) {
     static WARNED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
     let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
     if warned.get_or_insert_default().insert(message.clone()) {

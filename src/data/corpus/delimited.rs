@@ -16,7 +16,8 @@ use std::{
 
 use super::{
     file_kind::{folder, foreign},
-    rows::{Row, RowError, RowReader},
+    read_error::read_error,
+    rows::{MAX_ROW_BYTES, Row, RowError, RowReader},
 };
 use crate::{
     data::{
@@ -28,6 +29,8 @@ use crate::{
 
 /// Size of the read buffer.
 const BUFFER_BYTES: usize = 1 << 18;
+/// How far back a compressed table is read without decompressing it again: to the start of the longest row.
+const WINDOW_BYTES: usize = MAX_ROW_BYTES + BUFFER_BYTES;
 
 /// A row that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +63,6 @@ pub struct DelimitedTable {
     /// Number of columns in the header, including those that are dropped.
     all: usize,
     separator: u8,
-    bytes_total: u64,
     rows: RowReader<Input>,
 }
 
@@ -71,7 +73,8 @@ type Input = BufReader<Box<dyn Readable>>;
 const SKIP_BAD_ROWS: &str = "fix it, or skip such rows (--skip-bad-rows, or --set skip_bad_rows=true)";
 
 impl DelimitedTable {
-    /// Opens a table and reads its header, which is empty if the file is. A UTF-8 byte order mark is accepted.
+    /// Opens a table and reads its header, which is empty if the file is. A UTF-8 byte order mark is accepted. A file
+    /// compressed with gzip or zstd is decompressed as it is read; its byte offsets are those of the decompressed data.
     ///
     /// # Errors
     /// If the file cannot be read, is evidently in another format (which the message names), or has an invalid
@@ -81,17 +84,17 @@ impl DelimitedTable {
         let path = at.as_path();
         let refuse = |message| Error::Table { path: path.to_path_buf(), line: None, message };
         // Checked before opening: opening a named pipe blocks until there is a writer.
-        let bytes_total = match at.kind().map_err(Error::io("read", path))? {
-            Kind::File(stamp) => stamp.bytes,
+        match at.kind().map_err(Error::io("read", path))? {
+            Kind::File(_) => {}
             Kind::Folder => return Err(refuse(folder(path))),
-            Kind::Other => {
+            Kind::Other | Kind::Cell(_) => {
                 let message =
                     "is not a regular file, and a table is read more than once; write it to a file first";
                 return Err(refuse(message.to_owned()));
             }
-        };
+        }
         let mut input = Self::input(&at, 0)?;
-        let start = input.fill_buf().map_err(Error::io("read", path))?;
+        let start = input.fill_buf().map_err(read_error(&at))?;
         if let Some(message) = foreign(start) {
             return Err(refuse(message));
         }
@@ -108,7 +111,6 @@ impl DelimitedTable {
             named: 0,
             all: 0,
             separator,
-            bytes_total,
             rows,
         };
         table.read_header()?;
@@ -116,7 +118,7 @@ impl DelimitedTable {
     }
 
     fn input(at: &Location, from: u64) -> Result<Input> {
-        let input = at.open(from).map_err(Error::io("read", at.as_path()))?;
+        let input = at.open_decompressed(from, WINDOW_BYTES).map_err(read_error(at))?;
         Ok(BufReader::with_capacity(BUFFER_BYTES, input))
     }
 
@@ -172,11 +174,6 @@ impl DelimitedTable {
     /// its line break.
     pub fn header_bytes(&self) -> Range<u64> {
         self.header_bytes.clone()
-    }
-
-    /// The size of the file in bytes.
-    pub fn bytes_total(&self) -> u64 {
-        self.bytes_total
     }
 
     /// Reads the next row.
@@ -268,8 +265,21 @@ impl DelimitedTable {
     /// Seeks to a position returned by [`next_position`](Self::next_position).
     ///
     /// # Errors
-    /// If seeking fails.
+    /// If the file has become shorter than that, or seeking fails.
     pub fn seek(&mut self, line: u64, byte: u64) -> Result<()> {
+        if self.rows.next_position() == (line, byte) {
+            return Ok(());
+        }
+        let shorter = |bytes: u64| {
+            self.refuse(format!(
+                "the file has {bytes} bytes, fewer than the {byte} that were already read; it has changed since"
+            ))
+        };
+        let codec = self.at.codec().map_err(Error::io("read", self.path()))?;
+        let bytes = self.at.stamp().map_or(0, |stamp| stamp.bytes);
+        if codec.is_none() && byte > bytes {
+            return Err(shorter(bytes));
+        }
         let input = Self::input(&self.at, byte)?;
         self.rows = RowReader::new(input, self.separator, line, byte);
         Ok(())
@@ -299,20 +309,25 @@ impl DelimitedTable {
 
     /// An error about a row.
     pub fn refuse_row(&self, row: Malformed) -> Error {
-        // A message that has a hint gets no second one.
-        let message = match row.message.contains("; ") {
-            true => row.message,
-            false => format!("{}; {SKIP_BAD_ROWS}", row.message.trim_end_matches('.')),
-        };
-        Error::Table { path: self.path().to_path_buf(), line: Some(row.line), message }
+        refuse_row(self.path(), Some(row.line), row.message)
     }
 
     fn failed(&self, error: RowError) -> Error {
         match error {
-            RowError::Io(source) => Error::Io { action: "read", path: self.path().to_path_buf(), source },
+            RowError::Io(error) => read_error(&self.at)(error),
             RowError::Malformed { line, message, .. } => self.refuse_row(Malformed { line, message }),
         }
     }
+}
+
+/// An error about a malformed row, with a hint.
+pub(super) fn refuse_row(path: &Path, line: Option<u64>, message: String) -> Error {
+    // A message that has a hint gets no second one.
+    let message = match message.contains("; ") {
+        true => message,
+        false => format!("{}; {SKIP_BAD_ROWS}", message.trim_end_matches('.')),
+    };
+    Error::Table { path: path.to_path_buf(), line, message }
 }
 
 /// What the first lines reveal about the format.
@@ -327,13 +342,22 @@ impl Beginning {
         if let Some((separator, named_by)) = named_separator(start) {
             return Self { separator, named_by };
         }
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("").to_ascii_lowercase();
-        let tabs = ["tsv", "tab"].contains(&ending.as_str());
+        let tabs = ["tsv", "tab"].contains(&ending_of(path).as_str());
         let order = if tabs { [b'\t', b',', b';'] } else { [b',', b'\t', b';'] };
         let header = header_outside_quotes(start);
         let separator = order.into_iter().find(|separator| header.contains(separator)).unwrap_or(b',');
         Self { separator, named_by: 0 }
     }
+}
+
+/// The extension of a file in lower case, without that of its compression.
+pub(super) fn ending_of(path: &Path) -> String {
+    let lower = |path: &Path| path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let ending = lower(path);
+    if ["gz", "zst", "gzip", "zstd"].contains(&ending.as_str()) {
+        return lower(Path::new(path.file_stem().unwrap_or_default()));
+    }
+    ending
 }
 
 /// The separator set by a first line such as `sep=;`, and the length of that line.

@@ -17,7 +17,18 @@ pub fn foreign(start: &[u8]) -> Option<String> {
 
 /// Whether a file that starts with `start` is a Parquet file.
 pub fn is_parquet(start: &[u8]) -> bool {
-    start.starts_with(b"PAR1")
+    // The second marks a file whose footer is encrypted.
+    start.starts_with(b"PAR1") || start.starts_with(b"PARE")
+}
+
+/// Whether a file that starts with `start` is JSON Lines, or a single JSON object.
+pub(super) fn is_json_lines(start: &[u8]) -> bool {
+    is_object(start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start())
+}
+
+/// Whether text starts a JSON object.
+fn is_object(text: &[u8]) -> bool {
+    text.strip_prefix(b"{").is_some_and(|rest| matches!(rest.trim_ascii_start().first(), Some(b'"' | b'}')))
 }
 
 fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
@@ -31,9 +42,10 @@ fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
             ("UTF-16 text", "save it as UTF-8 (in Excel: \"CSV UTF-8\" as the file type)")
         }
         _ if is_parquet(start) => ("a Parquet file", "convert it to CSV"),
-        [0x1F, 0x8B, ..] => ("compressed with gzip", "unpack it (gunzip)"),
+        // A compressed table is decompressed once.
+        [0x1F, 0x8B, ..] => ("compressed twice, with gzip", "unpack it (gunzip)"),
         [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
-            ("compressed with zstd", "unpack it (zstd -d)")
+            ("compressed twice, with zstd", "unpack it (zstd -d)")
         }
         [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => {
             ("compressed with bzip2", "unpack it (bunzip2)")
@@ -72,12 +84,8 @@ fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
     let start = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start();
     let begins =
         |text: &str| start.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()));
-    let object = |text: &[u8]| {
-        text.strip_prefix(b"{")
-            .is_some_and(|rest| matches!(rest.trim_ascii_start().first(), Some(b'"' | b'}')))
-    };
-    if object(start) || start.strip_prefix(b"[").is_some_and(|rest| object(rest.trim_ascii_start())) {
-        Some(("JSON", "convert it to CSV"))
+    if is_object(start) || start.strip_prefix(b"[").is_some_and(|rest| is_object(rest.trim_ascii_start())) {
+        Some(("JSON", "convert it to CSV, or for a corpus to JSON Lines (jq -c '.[]')"))
     } else if begins("<!doctype html") || begins("<html") {
         Some(("a web page", "the download may have returned an error page; download it again"))
     } else if begins("version https://git-lfs.github.com/spec/") {

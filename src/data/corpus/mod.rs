@@ -1,15 +1,24 @@
-//! The corpus: records of an id, an image and a caption, streamed in constant memory from any supported format.
+//! The corpus: records of an id, an image and a caption, streamed in constant memory from any supported form.
 //!
-//! All other code reads a [`Corpus`]. A format is an implementation of [`CorpusReader`] and one line in
-//! `reader_of`.
+//! All other code reads a [`Corpus`]. A form is an implementation of `TableReader`, which reads one file, and a line in
+//! [`form`]; the files of a corpus are read one after another.
 
 pub mod columns;
 mod csv;
 pub mod delimited;
 pub mod file_kind;
+pub(crate) mod files;
+mod folder;
+pub mod form;
+mod jsonl;
 pub mod moved_paths;
+pub(crate) mod parquet;
+mod pattern;
+mod read_error;
 pub mod reader;
 pub mod rows;
+mod shards;
+mod webdataset;
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -21,9 +30,12 @@ use std::{
 use sha2::{Digest, Sha256};
 
 pub use columns::ColumnNames;
-pub use reader::{CorpusReader, Cursor, Origin, Schema};
+pub use form::CorpusForm;
+pub use reader::{Cursor, Origin, Schema};
+use shards::CorpusReader;
+use webdataset::PATH;
 
-use super::{image::ImageRef, location::Location};
+use super::{image::ImageRef, location::Location, store::container::container_of};
 use crate::{
     error::{Error, Result},
     files::hexadecimal,
@@ -69,12 +81,14 @@ impl Record {
     }
 }
 
-/// The local folders that contain the records' images, without duplicates. An output must not be one of them, nor
+/// The local folders and archives that contain the records' images, without duplicates. An output must not be one of them, nor
 /// contain one.
 pub(crate) fn image_folders(records: &[Record]) -> Vec<PathBuf> {
     let folders: BTreeSet<&Path> =
         records.iter().filter_map(|record| record.image.local()?.parent()).collect();
-    folders.into_iter().map(Path::to_path_buf).collect()
+    // The folder of a member is within its archive, which must be kept.
+    let file = |folder: &Path| container_of(folder).unwrap_or(folder).to_path_buf();
+    folders.into_iter().map(file).collect()
 }
 
 /// Consecutive records of one shard; see [`Corpus::batch`].
@@ -88,30 +102,39 @@ pub struct RecordBatch {
 
 /// An open corpus: an iterator over its [`Record`]s that ends after the first error.
 pub struct Corpus {
-    reader: Box<dyn CorpusReader>,
+    reader: CorpusReader,
     names: ColumnNames,
+    form: Option<CorpusForm>,
     ahead: VecDeque<Record>,
+    /// The record after the last batch, and its position.
+    peeked: Option<(Cursor, Record)>,
     empty_caption: String,
     id_hashes: Option<HashSet<u64, BuildHasherDefault<AlreadyHashed>>>,
     skip_malformed: bool,
     ended: bool,
 }
 
-/// Opens the corpus at `path` with the reader of its format.
-fn reader_of(path: &Path, names: &ColumnNames) -> Result<Box<dyn CorpusReader>> {
-    Ok(Box::new(csv::CsvReader::open(path, names)?))
-}
-
 impl Corpus {
-    /// Opens the corpus at `path` and reads its schema.
+    /// Opens the corpus at `path`, as the form that it has, and reads its schema. The path is that of a file, a folder,
+    /// a brace list or a wildcard pattern.
     ///
     /// # Errors
-    /// If it does not exist, has an unsupported format, has no records, or lacks one of the columns.
+    /// If it does not exist, has an unsupported form, has no records, or lacks one of the columns.
     pub fn open(path: impl AsRef<Path>, names: &ColumnNames) -> Result<Self> {
+        Self::open_as(path, names, None)
+    }
+
+    /// Like [`open`](Self::open), but as `form`, if one is given.
+    ///
+    /// # Errors
+    /// See [`open`](Self::open); also if it is not of that form.
+    pub fn open_as(path: impl AsRef<Path>, names: &ColumnNames, form: Option<CorpusForm>) -> Result<Self> {
         Ok(Self {
-            reader: reader_of(path.as_ref(), names)?,
+            reader: CorpusReader::open(path.as_ref(), names, form)?,
             names: names.clone(),
+            form,
             ahead: VecDeque::new(),
+            peeked: None,
             empty_caption: String::new(),
             id_hashes: None,
             skip_malformed: false,
@@ -145,7 +168,16 @@ impl Corpus {
 
     /// Its path.
     pub fn path(&self) -> &Path {
-        self.reader.location().as_path()
+        self.reader.path()
+    }
+
+    /// The folder that relative image paths in [`Record::fields`] start at.
+    pub fn folder(&self) -> &Path {
+        &self.reader.files().folder
+    }
+
+    fn reopen(&self) -> Result<CorpusReader> {
+        CorpusReader::open(self.path(), &self.names, self.form)
     }
 
     /// Its columns.
@@ -158,14 +190,18 @@ impl Corpus {
         self.reader.refuse_schema(message.into())
     }
 
-    /// Identifies the contents: the SHA-256 of the file in hexadecimal, or the SHA-256 over those of the shards if
-    /// there are several.
+    /// Identifies the contents: the SHA-256 of the file in hexadecimal, or the SHA-256 over those of the files if there
+    /// are several. Of a corpus that contains its images it is the SHA-256 over its records: images are identified one
+    /// by one, as they are read.
     ///
     /// # Errors
-    /// If a shard cannot be read.
+    /// If a file cannot be read.
     pub fn identity(&self) -> Result<String> {
+        if self.reader.files().form.contains_images() {
+            return self.identity_of_records();
+        }
         let digest = |shard: &Location| shard.digest().map_err(Error::io("read", shard.as_path()));
-        match self.reader.shards() {
+        match &self.reader.files().files[..] {
             [only] => Ok(hexadecimal(&digest(only)?)),
             shards => {
                 let mut all = Sha256::new();
@@ -177,22 +213,43 @@ impl Corpus {
         }
     }
 
+    fn identity_of_records(&self) -> Result<String> {
+        let mut all = Sha256::new();
+        let mut reader = self.reopen()?;
+        loop {
+            let records = reader.read(Vec::new(), AHEAD, true)?;
+            if records.is_empty() {
+                return Ok(hexadecimal(&all.finalize()));
+            }
+            for Record { fields, malformed, .. } in &records {
+                for text in fields.iter().chain(malformed) {
+                    all.update((text.len() as u64).to_le_bytes());
+                    all.update(text);
+                }
+            }
+        }
+    }
+
     /// Reads a batch that starts at the cursor of an earlier batch, or at the first record: `most` records, fewer at
-    /// the end of a shard. A batch never spans two shards.
+    /// the end of a shard or if their text is long (64 MiB). A batch never spans two shards.
     ///
     /// # Errors
     /// If the corpus has changed so that the cursor is invalid, a record is malformed, or reading fails.
     pub fn batch(&mut self, from: Option<Cursor>, most: usize) -> Result<RecordBatch> {
         self.ahead.clear();
-        match from {
-            Some(cursor) => self.reader.seek(cursor)?,
-            None => self.reader = reader_of(self.path(), &self.names)?,
+        let mut records = Vec::new();
+        match (from, self.peeked.take()) {
+            // Compressed data has no positions to seek to, so a batch that follows the last one is read on from there.
+            (Some(cursor), Some((at, record))) if cursor == at && most > 0 => records.push(record),
+            (Some(cursor), _) => self.reader.seek(cursor)?,
+            (None, _) => self.reader = self.reopen()?,
         }
-        let mut records = self.reader.read(most, self.skip_malformed)?;
+        let mut records = self.reader.read(records, most, self.skip_malformed)?;
         records.iter_mut().for_each(|record| self.fill_caption(record));
         let next = self.reader.cursor();
-        let has_more = !self.reader.read(1, self.skip_malformed)?.is_empty();
-        Ok(RecordBatch { records, next: has_more.then_some(next) })
+        let peeked = self.reader.read(Vec::new(), 1, self.skip_malformed)?.pop();
+        self.peeked = peeked.map(|record| (next, record));
+        Ok(RecordBatch { records, next: self.peeked.is_some().then_some(next) })
     }
 
     /// Reads all remaining records; a duplicate id is an error. Includes malformed ones if they are skipped.
@@ -242,7 +299,8 @@ impl Corpus {
 
     fn next_record(&mut self) -> Result<Option<Record>> {
         if self.ahead.is_empty() {
-            self.ahead.extend(self.reader.read(AHEAD, self.skip_malformed)?);
+            let records = self.reader.read(Vec::new(), AHEAD, self.skip_malformed)?;
+            self.ahead.extend(records);
         }
         let Some(mut record) = self.ahead.pop_front() else { return Ok(None) };
         self.fill_caption(&mut record);
@@ -261,7 +319,12 @@ impl Corpus {
         }
         let Some(earlier) = self.earlier(record)? else { return Ok(()) };
         let (id, location) = (&record.id, earlier.relative_to(&record.origin));
+        let of_keys = self.reader.files().form == CorpusForm::WebDataset;
         Err(record.origin.refuse(match self.schema().ids_are_paths {
+            false if of_keys => format!(
+                "the id `{id}` is already {location}; ids must be unique, and keys may repeat between shards: take the \
+                 image's path as the id with --set columns.id={PATH}, or --id-column {PATH} if the command has it"
+            ),
             false => format!("the id `{id}` is already {location}; ids must be unique"),
             true => format!(
                 "the image `{id}` is already {location}; without a column of ids, each image may occur only once: \
@@ -272,9 +335,9 @@ impl Corpus {
 
     /// The location of the first earlier record with the same id.
     fn earlier(&self, record: &Record) -> Result<Option<Origin>> {
-        let mut reader = reader_of(self.path(), &self.names)?;
+        let mut reader = self.reopen()?;
         loop {
-            let records = reader.read(AHEAD, true)?;
+            let records = reader.read(Vec::new(), AHEAD, true)?;
             if records.is_empty() {
                 return Ok(None);
             }

@@ -40,7 +40,15 @@ impl MovedPaths {
     /// # Errors
     /// If one of the folders cannot be resolved.
     pub fn between(from: &Path, to: &Path) -> Result<Self> {
-        let (from, to) = (folder_of(from), folder_of(to));
+        Self::from_folder(folder_of(from), to)
+    }
+
+    /// For paths relative to the folder `from` in the table `to`; see [`between`](Self::between).
+    ///
+    /// # Errors
+    /// If one of the folders cannot be resolved.
+    pub fn from_folder(from: &Path, to: &Path) -> Result<Self> {
+        let to = folder_of(to);
         let real = |folder: &Path| folder.canonicalize().map_err(Error::io("look up", folder));
         if real(from)? == real(to)? {
             return Ok(Self { from: None });

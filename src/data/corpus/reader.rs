@@ -1,44 +1,73 @@
-//! The interface between corpus formats and the code that reads them: [`CorpusReader`] and its types.
+//! The interface between the forms of corpora and the code that reads them: [`TableReader`] and its types.
 
-use std::{cmp::Ordering, fmt, path::Path, str::FromStr, sync::Arc};
+use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{
+    ColumnNames,
+    delimited::{Malformed, Read},
+};
 use crate::{
     data::location::Location,
     error::{Error, Result},
 };
 
-/// Reads one corpus format. The order of records is deterministic.
-pub trait CorpusReader: Send {
-    /// The location of the corpus.
-    fn location(&self) -> &Location;
+/// Reads one file of a corpus row by row: the only interface between a form of corpora and the code that reads them.
+/// The order of rows is deterministic.
+///
+/// A row is text in named columns. The text of an image is its path relative to the folder of the file; the path of an
+/// image within a container continues that of the container (see [`store`](crate::data::store)).
+pub(super) trait TableReader: Send {
+    /// Column names, in order.
+    fn header(&self) -> &[String];
 
-    /// The columns.
-    fn schema(&self) -> &Schema;
+    /// The names to look for in the header, for these requested `names`.
+    fn names(&self, names: &ColumnNames) -> ColumnNames {
+        names.clone()
+    }
 
-    /// The files of the corpus, in reading order. A batch never spans two files.
-    fn shards(&self) -> &[Location];
+    /// Names the columns that must be plain text: id, image and caption. By default every field is.
+    fn expect_text(&mut self, _columns: &[usize]) {}
 
-    /// Reads up to `most` records: fewer at the end of a shard, none at the end of the corpus. A malformed record is
-    /// an error or, with `skip_malformed`, a record that says so. After an error, nothing more is returned.
+    /// Reads the next row. A malformed one can be skipped by reading on.
     ///
     /// # Errors
-    /// If reading fails, or a record is malformed.
-    fn read(&mut self, most: usize, skip_malformed: bool) -> Result<Vec<Record>>;
+    /// If reading the file fails.
+    fn read(&mut self) -> Result<Read>;
 
-    /// The position of the next record.
-    fn cursor(&self) -> Cursor;
+    /// A field of the current row.
+    fn field(&self, column: usize) -> &str;
 
-    /// Seeks to a position returned by [`cursor`](Self::cursor) for this corpus, without reading what comes before.
+    /// What rows are counted in: `line`, `row`, `sample`.
+    fn unit(&self) -> &'static str;
+
+    /// The number of the current row or malformed row, counted from 1 in that unit.
+    fn number(&self) -> u64;
+
+    /// Where the current row is, for messages.
+    fn origin(&self, file: &Arc<Location>) -> Origin;
+
+    /// The position of the next row, in units of its own.
+    fn position(&self) -> [u64; 2];
+
+    /// Seeks to a position returned by [`position`](Self::position) for this file.
     ///
     /// # Errors
-    /// If the position is invalid because the corpus has changed, or reading fails.
-    fn seek(&mut self, to: Cursor) -> Result<()>;
+    /// If the position is invalid because the file has changed, or reading fails.
+    fn seek(&mut self, to: [u64; 2]) -> Result<()>;
 
-    /// An error about the schema, with its location.
-    fn refuse_schema(&self, message: String) -> Error;
+    /// Whether another row follows.
+    ///
+    /// # Errors
+    /// If reading fails.
+    fn has_more(&mut self) -> Result<bool>;
+
+    /// An error about the columns.
+    fn refuse_header(&self, message: String) -> Error;
+
+    /// An error about a malformed row.
+    fn refuse_row(&self, row: Malformed) -> Error;
 }
 
 /// The columns of a corpus.
@@ -121,49 +150,73 @@ impl From<Stored> for Cursor {
     }
 }
 
-/// The origin of a record, for messages: a file and a line. Displayed as `FILE:LINE`, with the file name only.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The origin of a record, for messages: a file, and a line, row or member in it. Displayed as `FILE:LINE`, `FILE:ROW` or
+/// `FILE:MEMBER`, with the file name only.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     file: Arc<Location>,
-    line: u64,
+    within: Within,
+}
+
+/// A position within a file, for messages.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Within {
+    /// A line of text.
+    Line(u64),
+    /// A row of a table without lines.
+    Row(u64),
+    /// A member of an archive.
+    Member(String),
 }
 
 impl Origin {
     /// From a line of a table, counted from 1 including the header, or the index of a file in a folder, counted from
     /// 1.
     pub(crate) fn new(file: &Arc<Location>, line: u64) -> Self {
-        Self { file: Arc::clone(file), line }
+        Self { file: Arc::clone(file), within: Within::Line(line) }
+    }
+
+    /// From a row of a table without lines, counted from 1.
+    pub(super) fn row(file: &Arc<Location>, row: u64) -> Self {
+        Self { file: Arc::clone(file), within: Within::Row(row) }
+    }
+
+    /// From a member of an archive.
+    pub(super) fn member(file: &Arc<Location>, name: &str) -> Self {
+        Self { file: Arc::clone(file), within: Within::Member(name.to_owned()) }
     }
 
     /// An error about this record.
     pub(crate) fn refuse(&self, message: String) -> Error {
-        Error::Table { path: self.file.as_path().to_path_buf(), line: Some(self.line), message }
+        let (line, message) = match &self.within {
+            Within::Line(line) => (Some(*line), message),
+            Within::Row(row) => (None, format!("row {row}: {message}")),
+            Within::Member(name) => (None, format!("{name}: {message}")),
+        };
+        Error::Table { path: self.file.as_path().to_path_buf(), line, message }
     }
 
     /// Describes this location in a message that starts with the location `from`.
     pub(super) fn relative_to(&self, from: &Self) -> String {
+        let (here, within) = match &self.within {
+            Within::Line(line) => ("on", format!("line {line}")),
+            Within::Row(row) => ("in", format!("row {row}")),
+            Within::Member(name) => ("in", name.clone()),
+        };
         match self.file == from.file {
-            true => format!("on line {}", self.line),
-            false => format!("in {}, line {}", self.file, self.line),
+            true => format!("{here} {within}"),
+            false => format!("in {}, {within}", self.file),
         }
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.file.name(), self.line)
-    }
-}
-
-impl PartialOrd for Origin {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Origin {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (&self.file, self.line).cmp(&(&other.file, other.line))
+        let name = self.file.name();
+        match &self.within {
+            Within::Line(number) | Within::Row(number) => write!(formatter, "{name}:{number}"),
+            Within::Member(member) => write!(formatter, "{name}:{member}"),
+        }
     }
 }
 
@@ -171,9 +224,12 @@ impl FromStr for Origin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (file, line) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` is not FILE:LINE"))?;
-        let line = line.parse().map_err(|_| format!("`{text}` is not FILE:LINE"))?;
-        Ok(Self { file: Arc::new(Location::from(Path::new(file))), line })
+        let (file, within) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` is not FILE:LINE"))?;
+        let within = match within.parse() {
+            Ok(line) => Within::Line(line),
+            Err(_) => Within::Member(within.to_owned()),
+        };
+        Ok(Self { file: Arc::new(Location::from(Path::new(file))), within })
     }
 }
 
@@ -194,7 +250,7 @@ impl<'de> Deserialize<'de> for Origin {
         }
         match Stored::deserialize(deserializer)? {
             Stored::Text(text) => text.parse().map_err(serde::de::Error::custom),
-            Stored::Line(line) => Ok(Self { file: Arc::new(Location::from(Path::new(""))), line }),
+            Stored::Line(line) => Ok(Self::new(&Arc::new(Location::from(Path::new(""))), line)),
         }
     }
 }
@@ -220,5 +276,11 @@ mod tests {
         assert_eq!(read.to_string(), "a:b.csv:12");
         assert_eq!(serde_json::from_str::<Origin>("12").unwrap().to_string(), ":12");
         assert!(serde_json::from_str::<Origin>(r#""a.csv""#).is_err());
+        let file = Arc::new(Location::from(Path::new("data/0.tar")));
+        for origin in [Origin::row(&file, 3), Origin::member(&file, "a/007.jpg")] {
+            let text = serde_json::to_string(&origin).unwrap();
+            assert_eq!(serde_json::from_str::<Origin>(&text).unwrap().to_string(), origin.to_string());
+        }
+        assert_eq!(Origin::member(&file, "a/007.jpg").to_string(), "0.tar:a/007.jpg");
     }
 }

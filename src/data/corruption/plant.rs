@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     data::{
-        corpus::{ColumnNames, Corpus, Record, Schema, image_folders},
+        corpus::{ColumnNames, Corpus, CorpusForm, Record, Schema, files::CorpusFiles, image_folders},
         image::{
             loader::Loader,
             preprocess::{Preprocess, SquareImage, write_png},
@@ -44,6 +44,8 @@ const TABLE: &str = "corpus.csv";
 pub struct PlantSettings {
     /// The corpus.
     pub corpus: PathBuf,
+    /// The form of the corpus; `None` for what it is.
+    pub form: Option<CorpusForm>,
     /// Its columns.
     pub columns: ColumnNames,
     /// Counts malformed rows as failed records.
@@ -90,8 +92,8 @@ pub fn plant(
     progress: &mut dyn Progress,
 ) -> Result<Planted> {
     let PlantSettings { shares, seed, .. } = settings;
-    let corpus =
-        Corpus::open(&settings.corpus, &settings.columns)?.skipping_malformed(settings.skip_bad_rows);
+    let corpus = Corpus::open_as(&settings.corpus, &settings.columns, settings.form)?
+        .skipping_malformed(settings.skip_bad_rows);
     let schema = corpus.schema().clone();
     if let Some(taken) =
         schema.columns.iter().find(|name| [FLAW_COLUMN, SOURCE_COLUMN].contains(&name.as_str()))
@@ -111,7 +113,7 @@ pub fn plant(
     }
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let assigned = assign(&records, category, shares, *seed)?;
-    let mut inputs = vec![settings.corpus.clone()];
+    let mut inputs = CorpusFiles::inputs(&settings.corpus, settings.form);
     inputs.extend(image_folders(&records));
     let claim = Claim { command: "plant", inputs: &inputs, overwrite: settings.overwrite };
     let folder = OutputFolder::claim(&claim, &settings.out, &[])?;

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// An image that may be read later: a file.
+/// An image that may be read later: a file, a member of an archive, or a cell of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageRef {
     file: Location,
@@ -39,13 +39,17 @@ impl ImageRef {
     /// [`Error::OpenFiles`] if the process has too many open files, which says nothing about the image.
     pub fn read(&self, most: u64) -> Result<Vec<u8>> {
         // Checked before opening: opening a named pipe blocks until there is a writer.
-        let length = self.length()?;
-        if length > most {
-            return Err(
-                self.refuse(format!("the file has {length} bytes, more than any image within the limits"))
-            );
+        let too_long = |length| {
+            self.refuse(format!("the file has {length} bytes, more than any image within the limits"))
+        };
+        match self.length()? {
+            Some(length) if length > most => Err(too_long(length.to_string())),
+            Some(_) => self.bytes(most),
+            None => {
+                let bytes = self.bytes(most.saturating_add(1))?;
+                if bytes.len() as u64 > most { Err(too_long(format!("over {most}"))) } else { Ok(bytes) }
+            }
         }
-        self.bytes(most)
     }
 
     /// Reads the first bytes, up to `most`.
@@ -66,9 +70,11 @@ impl ImageRef {
         twice(read).map_err(|error| self.unreadable(&error))
     }
 
-    fn length(&self) -> Result<u64> {
+    /// Its length in bytes, unless only reading it tells.
+    fn length(&self) -> Result<Option<u64>> {
         match twice(|| self.file.kind()).map_err(|error| self.unreadable(&error))? {
-            Kind::File(stamp) => Ok(stamp.bytes),
+            Kind::File(stamp) => Ok(Some(stamp.bytes)),
+            Kind::Cell(_) => Ok(None),
             Kind::Folder => Err(self.refuse("a folder, not an image; is the path in this row empty?")),
             Kind::Other => Err(self.refuse("not a regular file")),
         }
@@ -80,7 +86,10 @@ impl ImageRef {
         }
         self.refuse(match error.kind() {
             io::ErrorKind::NotFound if self.as_path().as_os_str().is_empty() => EMPTY_PATH.to_owned(),
+            // A container says what it lacks.
+            io::ErrorKind::NotFound if error.get_ref().is_some() => error.to_string(),
             io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(self.as_path())),
+            io::ErrorKind::InvalidData => error.to_string(),
             io::ErrorKind::Unsupported => error.to_string(),
             _ => format!("cannot be read: {error}"),
         })
@@ -97,7 +106,7 @@ impl ImageRef {
     /// Its stamp, without reading the contents; `None` if it is not a readable file.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         match twice(|| self.file.kind()) {
-            Ok(Kind::File(stamp)) => Some(stamp),
+            Ok(Kind::File(stamp) | Kind::Cell(stamp)) => Some(stamp),
             _ => None,
         }
     }

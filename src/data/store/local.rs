@@ -1,4 +1,4 @@
-//! The local file system.
+//! The local file system, and what is in its containers.
 
 use std::{
     fs::{self, File, Metadata},
@@ -7,7 +7,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use super::{Kind, Readable, Stamp, Store};
+use super::{Kind, Readable, Stamp, Store, container};
 use crate::data::location::Location;
 
 /// The local file system.
@@ -22,7 +22,11 @@ impl LocalStore {
 
 impl Store for LocalStore {
     fn kind(&self, at: &Location) -> io::Result<Kind> {
-        let about = fs::metadata(Self::path(at)?)?;
+        let path = Self::path(at)?;
+        let about = match fs::metadata(path) {
+            Err(error) if is_below_a_file(&error) => return container::kind(path)?.ok_or(error),
+            about => about?,
+        };
         if about.is_dir() {
             return Ok(Kind::Folder);
         }
@@ -35,12 +39,21 @@ impl Store for LocalStore {
     }
 
     fn open(&self, at: &Location, from: u64) -> io::Result<Box<dyn Readable>> {
-        let mut file = File::open(Self::path(at)?)?;
+        let path = Self::path(at)?;
+        let mut file = match File::open(path) {
+            Err(error) if is_below_a_file(&error) => return container::open(path, from)?.ok_or(error),
+            file => file?,
+        };
         if from > 0 {
             file.seek(SeekFrom::Start(from))?;
         }
         Ok(Box::new(file))
     }
+}
+
+/// Whether an error may be due to a path that continues that of a file.
+fn is_below_a_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotADirectory || cfg!(windows) && error.kind() == io::ErrorKind::NotFound
 }
 
 #[cfg(unix)]

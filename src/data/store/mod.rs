@@ -1,14 +1,17 @@
 //! Stores: the sources of the bytes at a [`Location`].
 //!
 //! Tables and images are read through [`Store`] only, so a new kind of store is one implementation and one line in
-//! [`Location::store`].
+//! [`Location::store`]. What is in a [`container`] has a path, too: it continues that of the container.
 
+mod compressed;
+pub mod container;
 mod local;
 
 use std::io;
 
 use super::location::{Location, not_local};
 use crate::files::digest_of;
+pub use compressed::{Codec, Decompressed};
 pub use local::LocalStore;
 
 /// Metadata of an object. Equal stamps mean that the object is unchanged.
@@ -27,6 +30,8 @@ pub struct Stamp {
 pub enum Kind {
     /// A regular file, or an object.
     File(Stamp),
+    /// A cell of a table. Its length is known once it is read; the stamp is that of the file.
+    Cell(Stamp),
     /// A folder.
     Folder,
     /// A pipe, a device or the like, which cannot be read repeatedly.

@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Config, Geometry},
-    data::Record,
+    data::{
+        Record,
+        corpus::{CorpusForm, files::CorpusFiles},
+    },
     engine::{Tensor, cuda::Device},
     error::{Error, Result},
     files::sha256,
@@ -55,6 +58,8 @@ pub struct AttributeRequest {
     pub corpus: PathBuf,
     /// The validation set, whose mean loss is attributed.
     pub validation: PathBuf,
+    /// The form of the corpus and of the validation set; `None` for what they are.
+    pub form: Option<CorpusForm>,
     /// The table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
     /// The geometry of the inner products.
@@ -167,7 +172,9 @@ pub fn attribute(
     progress: &mut dyn Progress,
 ) -> Result<AttributeSummary> {
     let mut inputs = request.checkpoints.clone();
-    inputs.extend([request.corpus.clone(), request.validation.clone()]);
+    for path in [&request.corpus, &request.validation] {
+        inputs.extend(CorpusFiles::inputs(path, request.form));
+    }
     let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
     let parts = Parts::of(&claim, &request.out, &[], WORDS)?;
     let (run, folders) = request.folders()?;
@@ -311,7 +318,9 @@ fn same_folder(one: &Path, other: &Path) -> bool {
 
 impl<'a> Setting<'a> {
     fn new(run: &Path, request: &'a AttributeRequest) -> Result<Self> {
-        let config = configuration(run, &request.sets)?;
+        let mut config = configuration(run, &request.sets)?;
+        config.read_as(&request.corpus, request.form);
+        config.read_as(&request.validation, request.form);
         if config.compat.cross_attention_first_sample {
             return Err(Error::input(
                 run,

@@ -265,7 +265,7 @@ impl Parts {
             return Ok(());
         }
         let stored: Images = read_sealed(&path, &self.hint())?;
-        match source.first_changed(None, stored.images.iter())? {
+        match source.first_changed(&mut source.open()?, None, stored.images.iter())? {
             None => Ok(()),
             Some(image) => Err(self.changed(&image)),
         }
@@ -296,11 +296,12 @@ impl Parts {
         let mut begin = Some(begin);
         let mut measure = None;
         let mut left_out = LeftOutRows::default();
+        let mut corpus = source.open()?;
         while let Some(from) = next {
             progress.counted(self.words.doing, done, total);
             if let Some(part) = self.stored::<N>(at, number, from) {
                 let images = part.rows.iter().map(|row| &row.image);
-                if let Some(image) = source.first_changed(from, images)? {
+                if let Some(image) = source.first_changed(&mut corpus, from, images)? {
                     return Err(self.changed(&image));
                 }
                 done += part.rows.len() as u64;
@@ -317,7 +318,7 @@ impl Parts {
                 "{done} of {total} rows are {} and kept; run the same command again to continue",
                 self.words.done
             ))?;
-            let part = source.part(&mut source.open()?, from, &mut left_out, measure)?;
+            let part = source.part(&mut corpus, from, &mut left_out, measure)?;
             done += part.rows.len() as u64;
             write_sealed(&self.path(at, number), &part)?;
             next = part.next.map(Some);

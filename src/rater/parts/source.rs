@@ -139,10 +139,10 @@ impl Source<'_> {
     /// The first record, counting from position `from`, whose image no longer has its stamp.
     pub(super) fn first_changed<'s>(
         &self,
+        corpus: &mut Corpus,
         from: Option<Cursor>,
         images: impl ExactSizeIterator<Item = &'s ImageState>,
     ) -> Result<Option<ImageRef>> {
-        let mut corpus = self.open()?;
         let mut records: Vec<Record> = Vec::with_capacity(images.len());
         let mut next = from;
         // The images of a whole corpus can span several shards.

@@ -11,7 +11,6 @@ mod numbers;
 mod parquet_file;
 mod parquet_read;
 mod parquet_source;
-mod parquet_text;
 
 use std::{
     fs::File,

@@ -23,10 +23,11 @@ use parquet::{
 use super::{
     TableKind,
     comma_separated::{finish_csv, write_error},
-    parquet_file::{GROUP_BYTES, GROUP_ROWS, parquet_error},
+    parquet_file::{GROUP_BYTES, GROUP_ROWS},
     table_error,
 };
 use crate::{
+    data::corpus::parquet::parquet_error,
     error::{Error, Result},
     files::AtomicFile,
 };

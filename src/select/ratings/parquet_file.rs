@@ -16,25 +16,12 @@ use parquet::{
     schema::types::{ColumnPath, Type},
 };
 
-use super::{RatingRow, RatingsHeader, table_error};
-use crate::{
-    error::{Error, Result},
-    files::AtomicFile,
-};
+use super::{RatingRow, RatingsHeader};
+use crate::{data::corpus::parquet::parquet_error, error::Result, files::AtomicFile};
 
 /// A row group is written when it has this many rows or [`GROUP_BYTES`] of text.
 pub(super) const GROUP_ROWS: usize = 1 << 17;
 pub(super) const GROUP_BYTES: usize = 32 << 20;
-
-pub(super) fn parquet_error(action: &'static str, path: &Path, error: ParquetError) -> Error {
-    match error {
-        ParquetError::External(source) => match source.downcast::<std::io::Error>() {
-            Ok(source) => Error::Io { action, path: path.to_path_buf(), source: *source },
-            Err(source) => table_error(path, None, format!("cannot {action} this Parquet file: {source}")),
-        },
-        error => table_error(path, None, format!("cannot {action} this Parquet file: {error}")),
-    }
-}
 
 /// Buffers rows and writes them in row groups.
 pub(super) struct ParquetWriter {

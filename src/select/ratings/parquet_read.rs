@@ -7,12 +7,14 @@ use rayon::prelude::*;
 use super::{
     LeftOut, RatingColumns, RatingRow, RatingsHeader, RatingsOptions, RatingsTable,
     left_out::Verdict,
-    parquet_file::parquet_error,
-    parquet_source::{BATCH_ROWS, Column, Source},
+    parquet_source::{BATCH_ROWS, Source},
     table_error,
 };
 use crate::{
-    data::corpus::columns::list_columns,
+    data::corpus::{
+        columns::list_columns,
+        parquet::{Column, parquet_error},
+    },
     error::{Error, Result},
     select::ids::Ids,
 };
@@ -133,7 +135,7 @@ impl ParquetRatings {
                     column.ratings(rows, &mut self.ratings).map_err(error)?;
                 } else {
                     texts.clear();
-                    if let Err(row) = column.texts(rows, texts).map_err(error)? {
+                    if let Err(row) = column.texts(rows, |text| texts.push(text)).map_err(error)? {
                         return Err(self.source.not_text(self.row + row as u64, index));
                     }
                 }
@@ -291,7 +293,7 @@ fn read_groups(
             let mut rating_column = source.column(number, source.header.rating_index())?;
             for done in (0..rows).step_by(BATCH_ROWS) {
                 let batch = (rows - done).min(BATCH_ROWS);
-                if let Err(row) = id_column.texts(batch, &mut group_ids).map_err(error)? {
+                if let Err(row) = id_column.texts(batch, |text| group_ids.push(text)).map_err(error)? {
                     return Err(source.not_text(first_row + (done + row) as u64, source.header.id_index()));
                 }
                 rating_column.ratings(batch, &mut group_ratings).map_err(error)?;

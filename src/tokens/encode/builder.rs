@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{EncodeSummary, FAILED};
 use crate::{
     config::Config,
-    data::{Cursor, Record, RecordBatch, store::Stamp},
+    data::{Corpus, Cursor, Record, RecordBatch, store::Stamp},
     encode::{ImageTokenizer, TextEncoder},
     error::{Error, LeftOutRows, Reasons, Result},
     files::sealed::Written,
@@ -69,6 +69,7 @@ impl Builder<'_> {
         let mut entries: Vec<Entry> = Vec::new();
         for table in 0..self.tables.len() {
             let mut from: Option<Cursor> = None;
+            let mut corpus = self.config.open_corpus(&self.tables[table])?;
             loop {
                 progress.counted("encoding", done, total);
                 interrupt.check(&format!(
@@ -82,13 +83,20 @@ impl Builder<'_> {
                 });
                 let entry = match kept {
                     Some(entry) => {
-                        self.expect_unchanged(&entry)?;
+                        self.expect_unchanged(&mut corpus, &entry)?;
                         self.note_captions(&entry, number)?;
                         entry
                     }
                     None => {
                         self.changed.take().map_or(Ok(()), Err)?;
-                        let entry = self.make(number, table, from, (done, total), interrupt, progress)?;
+                        let entry = self.make(
+                            number,
+                            (&mut corpus, table),
+                            from,
+                            (done, total),
+                            interrupt,
+                            progress,
+                        )?;
                         made += 1;
                         images_now += entry.rows - entry.failed.len() as u64;
                         entry
@@ -146,8 +154,7 @@ impl Builder<'_> {
 
     /// Fails if images of an existing shard were replaced or deleted since: the tokenizer may have been fitted to
     /// them, so that rebuilding the shard would not give the result of an uninterrupted job.
-    fn expect_unchanged(&self, entry: &Entry) -> Result<()> {
-        let mut corpus = self.config.open_corpus(&self.tables[entry.table])?;
+    fn expect_unchanged(&self, corpus: &mut Corpus, entry: &Entry) -> Result<()> {
         let RecordBatch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
         let images: Vec<_> = records.iter().map(|record| &record.image).zip(&entry.images).collect();
         match first_changed(&images, None) {
@@ -164,13 +171,12 @@ impl Builder<'_> {
     fn make(
         &mut self,
         number: usize,
-        table: usize,
+        (corpus, table): (&mut Corpus, usize),
         from: Option<Cursor>,
         (done, total): (u64, u64),
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
     ) -> Result<Entry> {
-        let mut corpus = self.config.open_corpus(&self.tables[table])?;
         let RecordBatch { records, next } = corpus.batch(from, self.description.shard_rows)?;
         let Rows { usable, failed, images } = self.rows(table, &records, |at| {
             progress.counted("encoding", done + at, total);

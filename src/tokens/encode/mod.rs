@@ -121,7 +121,7 @@ pub fn encode(
     let described = interrupt.while_reading("nothing had been encoded yet", || {
         tables.iter().map(|path| describe(config, path)).collect::<Result<Vec<_>>>()
     })?;
-    let mut inputs = tables.clone();
+    let mut inputs: Vec<PathBuf> = tables.iter().flat_map(|path| config.corpus_inputs(path)).collect();
     inputs.extend(request.run.clone());
     inputs.extend([&config.image_tokenizer.path, &config.text_encoder.path].into_iter().flatten().cloned());
     let claim = Claim { command: "encode", inputs: &inputs, overwrite: request.overwrite };

@@ -16,7 +16,7 @@ const NANOSECONDS_A_DAY: i64 = 86_400_000_000_000;
 
 /// Type of a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum ValueType {
     /// Text, declared as such.
     Text,
     /// Bytes that may or may not be text.
@@ -46,10 +46,15 @@ pub(super) enum Kind {
     Uuid,
 }
 
-impl Kind {
+impl ValueType {
     /// The type of a column; `None` if its values are not converted to text.
-    pub(super) fn of(column: &ColumnDescriptor) -> Option<Self> {
-        if !is_flat(column) {
+    pub(crate) fn of(column: &ColumnDescriptor) -> Option<Self> {
+        if column.path().parts().len() > 1 { None } else { Self::of_leaf(column) }
+    }
+
+    /// Like [`of`](Self::of), for a column that may be within a struct.
+    pub(crate) fn of_leaf(column: &ColumnDescriptor) -> Option<Self> {
+        if column.max_rep_level() > 0 {
             return None;
         }
         match column.logical_type_ref() {
@@ -106,17 +111,17 @@ impl Kind {
     }
 
     /// Whether the values can be ratings.
-    pub(super) fn is_rating(self) -> bool {
+    pub(crate) fn is_rating(self) -> bool {
         matches!(self, Self::Signed | Self::Float)
     }
 
     /// Whether the values can be ids.
-    pub(super) fn is_id(self) -> bool {
+    pub(crate) fn is_id(self) -> bool {
         matches!(self, Self::Text | Self::Bytes | Self::Boolean | Self::Signed | Self::Unsigned | Self::Float)
     }
 
     /// Formats an integer according to the type.
-    pub(super) fn write_integer(self, text: &mut String, value: i64) -> fmt::Result {
+    pub(crate) fn write_integer(self, text: &mut String, value: i64) -> fmt::Result {
         match self {
             Self::Timestamp { unit, utc } => {
                 let per_day = NANOSECONDS_A_DAY / unit;
@@ -133,7 +138,7 @@ impl Kind {
     }
 
     /// Formats bytes of fixed length according to the type.
-    pub(super) fn write_bytes(self, text: &mut String, bytes: &[u8]) -> fmt::Result {
+    pub(crate) fn write_bytes(self, text: &mut String, bytes: &[u8]) -> fmt::Result {
         match (self, bytes) {
             (Self::Half, &[low, high]) => write!(text, "{}", half::f16::from_le_bytes([low, high]).to_f32()),
             (Self::Uuid, bytes) => bytes.iter().enumerate().try_for_each(|(at, byte)| {
@@ -146,15 +151,11 @@ impl Kind {
     }
 
     /// Formats a 96-bit timestamp: a Julian day and nanoseconds.
-    pub(super) fn write_int96(text: &mut String, data: &[u32]) -> fmt::Result {
+    pub(crate) fn write_int96(text: &mut String, data: &[u32]) -> fmt::Result {
         let [low, high, day] = data else { return Err(fmt::Error) };
         let nanoseconds = (u64::from(*high) << 32 | u64::from(*low)).cast_signed();
         write_timestamp(text, i64::from(*day) - JULIAN_EPOCH, nanoseconds, false)
     }
-}
-
-fn is_flat(column: &ColumnDescriptor) -> bool {
-    column.max_rep_level() == 0 && column.path().parts().len() == 1
 }
 
 fn nanoseconds(unit: TimeUnit) -> i64 {
@@ -218,7 +219,7 @@ fn write_timestamp(text: &mut String, day: i64, nanoseconds: i64, utc: bool) -> 
 mod tests {
     use super::*;
 
-    fn integer(kind: Kind, value: i64) -> String {
+    fn integer(kind: ValueType, value: i64) -> String {
         let mut text = String::new();
         kind.write_integer(&mut text, value).unwrap();
         text
@@ -228,7 +229,7 @@ mod tests {
     /// `str(decimal.Decimal)`.
     #[test]
     fn times_and_decimals_are_written_the_way_python_prints_them() {
-        let of = |unit, utc| Kind::Timestamp { unit, utc };
+        let of = |unit, utc| ValueType::Timestamp { unit, utc };
         for (kind, value, expected) in [
             (of(1_000, false), 1_577_836_800_000_000, "2020-01-01 00:00:00"),
             (of(1_000_000, true), 1_709_210_096_789, "2024-02-29 12:34:56.789000+00:00"),
@@ -236,30 +237,30 @@ mod tests {
             (of(1, false), -1, "1969-12-31 23:59:59.999999999"),
             (of(1, false), i64::MIN + 145_224_193, "1677-09-21 00:12:43.290448385"),
             (of(1_000_000, false), -62_135_596_800_000, "0001-01-01 00:00:00"),
-            (Kind::Date, 19_782, "2024-02-29"),
-            (Kind::Date, -1, "1969-12-31"),
-            (Kind::Date, 11_016, "2000-02-29"),
-            (Kind::Time { unit: 1_000 }, 45_296_000_001, "12:34:56.000001"),
-            (Kind::Time { unit: 1_000_000 }, 0, "00:00:00"),
-            (Kind::Decimal { scale: 2 }, -5, "-0.05"),
-            (Kind::Decimal { scale: 0 }, 1234, "1234"),
-            (Kind::Decimal { scale: 3 }, 1_500, "1.500"),
+            (ValueType::Date, 19_782, "2024-02-29"),
+            (ValueType::Date, -1, "1969-12-31"),
+            (ValueType::Date, 11_016, "2000-02-29"),
+            (ValueType::Time { unit: 1_000 }, 45_296_000_001, "12:34:56.000001"),
+            (ValueType::Time { unit: 1_000_000 }, 0, "00:00:00"),
+            (ValueType::Decimal { scale: 2 }, -5, "-0.05"),
+            (ValueType::Decimal { scale: 0 }, 1234, "1234"),
+            (ValueType::Decimal { scale: 3 }, 1_500, "1.500"),
         ] {
             assert_eq!(integer(kind, value), expected, "{kind:?} {value}");
         }
         let mut text = String::new();
         // Noon of 2020-01-01.
         let noon = 43_200_000_000_000_u64;
-        Kind::write_int96(&mut text, &[noon as u32, (noon >> 32) as u32, 2_458_850]).unwrap();
+        ValueType::write_int96(&mut text, &[noon as u32, (noon >> 32) as u32, 2_458_850]).unwrap();
         assert_eq!(text, "2020-01-01 12:00:00");
         text.clear();
-        Kind::Decimal { scale: 1 }.write_bytes(&mut text, &[0xFF, 0x85]).unwrap();
+        ValueType::Decimal { scale: 1 }.write_bytes(&mut text, &[0xFF, 0x85]).unwrap();
         assert_eq!(text, "-12.3");
         text.clear();
-        Kind::Uuid.write_bytes(&mut text, &(0..16).collect::<Vec<u8>>()).unwrap();
+        ValueType::Uuid.write_bytes(&mut text, &(0..16).collect::<Vec<u8>>()).unwrap();
         assert_eq!(text, "00010203-0405-0607-0809-0a0b0c0d0e0f");
         // Values of a damaged file do not overflow.
-        for kind in [of(1, true), of(1_000, true), of(1_000_000, true), Kind::Time { unit: 1_000_000 }] {
+        for kind in [of(1, true), of(1_000, true), of(1_000_000, true), ValueType::Time { unit: 1_000_000 }] {
             for value in [i64::MIN, i64::MAX] {
                 integer(kind, value);
             }

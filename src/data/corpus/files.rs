@@ -1,0 +1,185 @@
+//! The files of a corpus: one file, a folder, a brace list or a wildcard pattern.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    columns::warn_once,
+    delimited::ending_of,
+    file_kind::folder,
+    folder::ImageFolder,
+    form::CorpusForm,
+    pattern::{expand, is_pattern},
+};
+use crate::{
+    data::location::Location,
+    error::{Error, Result},
+    files::folder_of,
+};
+
+/// The files of a corpus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CorpusFiles {
+    /// The form of all of them.
+    pub(super) form: CorpusForm,
+    /// The files, in reading order; never empty.
+    pub(super) files: Vec<Location>,
+    /// The folder that relative image paths start at.
+    pub(super) folder: PathBuf,
+}
+
+impl CorpusFiles {
+    /// The files that `path` stands for, of this form, or of the form that the first one has.
+    ///
+    /// # Errors
+    /// If there is none, one is listed twice, or a folder cannot be read or contains no corpus.
+    pub(crate) fn of(path: &Path, form: Option<CorpusForm>) -> Result<Self> {
+        let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
+        if path.is_dir() {
+            let (form, files) = in_folder(path, form)?;
+            let files = files.into_iter().map(Location::from).collect();
+            return Ok(Self { form, files, folder: path.to_path_buf() });
+        }
+        let paths = match is_pattern(path) && !path.exists() {
+            false => vec![path.to_path_buf()],
+            true => expand(path)?,
+        };
+        let Some(first) = paths.first() else {
+            return Err(refuse("no file matches; check the pattern and the folder".to_owned()));
+        };
+        if paths.len() > 1 {
+            expect_distinct(&paths).map_err(refuse)?;
+        }
+        let folder = paths[1..].iter().fold(folder_of(first), |folder, path| shared(folder, folder_of(path)));
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.to_path_buf();
+        if let Some(missing) = paths.iter().find(|file| !file.exists() && file.as_path() != path) {
+            return Err(refuse(format!("{} is in the list, but there is no such file", missing.display())));
+        }
+        let form = match form {
+            Some(form) => form,
+            None => CorpusForm::of_file(&Location::from(first.as_path()))?,
+        };
+        Ok(Self { form, files: paths.into_iter().map(Location::from).collect(), folder })
+    }
+
+    /// The table of a corpus that is one file of delimited text, whose rows can be copied byte for byte.
+    pub(crate) fn one_csv(&self) -> Option<&Path> {
+        match &self.files[..] {
+            [only] if self.form == CorpusForm::Csv => Some(only.as_path()),
+            _ => None,
+        }
+    }
+
+    /// Says once what the corpus was taken for, unless it is a plain table.
+    pub(super) fn tell(&self, path: &Path) {
+        let codec = self.files[0].codec().ok().flatten();
+        if self.one_csv() == Some(path) && codec.is_none() {
+            return;
+        }
+        let compressed = codec.map_or(String::new(), |codec| format!(", compressed with {}", codec.name()));
+        let what = self.form.describe(self.files.len());
+        warn_once(format!("{}: read as {what}{compressed}", path.display()));
+    }
+
+    /// The paths of everything in the corpus that an output must not replace: `path` itself and its files. Those of a
+    /// corpus that cannot be read are left to its reader, which says why.
+    pub(crate) fn inputs(path: &Path, form: Option<CorpusForm>) -> Vec<PathBuf> {
+        let mut inputs = vec![path.to_path_buf()];
+        if path.is_dir() || !path.exists() {
+            let files = Self::of(path, form).map(|found| found.files).unwrap_or_default();
+            inputs.extend(files.iter().map(|file| file.as_path().to_path_buf()));
+        }
+        inputs
+    }
+}
+
+/// The longest folder that both are in.
+fn shared<'a>(one: &'a Path, other: &Path) -> &'a Path {
+    one.ancestors().find(|folder| other.starts_with(folder)).unwrap_or(Path::new(""))
+}
+
+/// Fails if a file is listed twice.
+fn expect_distinct(paths: &[PathBuf]) -> Result<(), String> {
+    let mut found: HashMap<PathBuf, &Path> = HashMap::new();
+    for path in paths {
+        // A missing file is reported by its own name.
+        let Ok(real) = path.canonicalize() else { continue };
+        if let Some(earlier) = found.insert(real, path) {
+            return Err(match earlier == path {
+                true => format!("{} is listed twice", path.display()),
+                false => format!("{} and {} are the same file", earlier.display(), path.display()),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The form of the corpus in a folder, and its files sorted by name, byte by byte. Names that start with `_` or `.` are
+/// metadata of the program that wrote the folder (`_SUCCESS`, `_metadata`) and are skipped.
+fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<PathBuf>)> {
+    let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
+    let mut files = Vec::new();
+    let mut other = false;
+    for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
+        let file = entry.map_err(Error::io("read", path))?.path();
+        if file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['_', '.'])) {
+            continue;
+        }
+        match file.is_file() {
+            true => files.push(file),
+            false => other = true,
+        }
+    }
+    files.sort();
+    let tables = |form: CorpusForm, endings: &[&str]| {
+        let found = files.iter().filter(|file| endings.contains(&ending_of(file).as_str()));
+        Some((form, found.cloned().collect::<Vec<_>>())).filter(|(_, found)| !found.is_empty())
+    };
+    let csv = || tables(CorpusForm::Csv, &["csv", "tsv", "tab"]);
+    let json_lines = || tables(CorpusForm::JsonLines, &["jsonl", "ndjson"]);
+    let web_dataset = || {
+        // `.tar`, `.tar.gz` and `.tgz`; beside them img2dataset leaves tables of what it fetched.
+        let found = files.iter().filter(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+            ending_of(file) == "tar" || name.ends_with(".tgz")
+        });
+        Some((CorpusForm::WebDataset, found.cloned().collect::<Vec<_>>()))
+            .filter(|(_, found)| !found.is_empty())
+    };
+    // Hugging Face's image folder: a table that lists the images.
+    let metadata = || {
+        let named =
+            |name: &str| files.iter().find(|file| file.file_name() == Some(OsStr::new(name))).cloned();
+        let kinds = [
+            (CorpusForm::Csv, "metadata.csv"),
+            (CorpusForm::JsonLines, "metadata.jsonl"),
+            (CorpusForm::Parquet, "metadata.parquet"),
+        ];
+        kinds.into_iter().find_map(|(form, name)| Some((form, vec![named(name)?])))
+    };
+    let captioned = || match ImageFolder::has_captions(path) {
+        Ok(true) => Some((CorpusForm::ImageFolder, vec![path.to_path_buf()])),
+        _ => None,
+    };
+    let parquet = || tables(CorpusForm::Parquet, &["parquet"]);
+    let found = match form {
+        Some(CorpusForm::ImageFolder) => {
+            metadata().or_else(|| Some((CorpusForm::ImageFolder, vec![path.to_path_buf()])))
+        }
+        Some(CorpusForm::Parquet) => parquet(),
+        Some(CorpusForm::WebDataset) => web_dataset(),
+        Some(CorpusForm::Csv) => csv(),
+        Some(CorpusForm::JsonLines) => json_lines(),
+        // A table beside other files lists them; only a folder of nothing else is a table in parts.
+        None => metadata()
+            .or_else(web_dataset)
+            .or_else(parquet)
+            .or_else(|| csv().or_else(json_lines).filter(|(_, found)| found.len() == files.len() && !other))
+            .or_else(captioned),
+    };
+    found.ok_or_else(|| refuse(folder(path)))
+}

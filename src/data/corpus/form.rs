@@ -1,0 +1,174 @@
+//! The forms of corpora, and how each is opened.
+
+use std::{fmt, io::Read as _, str::FromStr};
+
+use super::{
+    ColumnNames,
+    delimited::DelimitedTable,
+    file_kind::{is_json_lines, is_parquet},
+    folder::ImageFolder,
+    jsonl::JsonLines,
+    parquet::ParquetTable,
+    read_error::read_error,
+    reader::TableReader,
+    webdataset::WebDataset,
+};
+use crate::{
+    data::{
+        location::Location,
+        store::{Kind, container::tar::is_header},
+    },
+    error::{Error, Result},
+};
+
+/// Bytes from which the form of a file is recognized.
+const SNIFFED_BYTES: u64 = 1 << 12;
+
+/// How a corpus is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CorpusForm {
+    /// Delimited text with a header.
+    Csv,
+    /// JSON Lines.
+    JsonLines,
+    /// Parquet, of paths or of images.
+    Parquet,
+    /// Tar archives of images and captions.
+    WebDataset,
+    /// A folder of images, with a table that lists them or a text file beside each.
+    ImageFolder,
+}
+
+impl CorpusForm {
+    /// All forms.
+    pub const ALL: [Self; 5] =
+        [Self::Csv, Self::JsonLines, Self::Parquet, Self::WebDataset, Self::ImageFolder];
+
+    /// The values of the key `data_format`: no form, then all.
+    pub(crate) const KEYS: [&'static str; 6] = ["", "csv", "jsonl", "parquet", "webdataset", "imagefolder"];
+
+    /// The name of the form, as in `--format`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::JsonLines => "jsonl",
+            Self::Parquet => "parquet",
+            Self::WebDataset => "webdataset",
+            Self::ImageFolder => "imagefolder",
+        }
+    }
+
+    /// What a corpus of so many files of this form is, for messages.
+    pub(super) fn describe(self, files: usize) -> String {
+        let one = match self {
+            Self::Csv => "delimited text",
+            Self::JsonLines => "JSON Lines",
+            Self::Parquet => "Parquet",
+            Self::WebDataset => "WebDataset",
+            Self::ImageFolder => "a folder of images with captions in text files",
+        };
+        if files == 1 { one.to_owned() } else { format!("{files} files of {one}") }
+    }
+
+    /// What relative image paths in a file are beside.
+    pub(super) fn beside(self, file: &Location) -> Location {
+        match self {
+            // The file is the folder itself.
+            Self::ImageFolder => Location::from(file.as_path().join("captions")),
+            _ => file.clone(),
+        }
+    }
+
+    /// Whether images are in the corpus itself rather than in files that it names.
+    pub(super) fn contains_images(self) -> bool {
+        matches!(self, Self::WebDataset | Self::Parquet | Self::ImageFolder)
+    }
+
+    /// Recognizes the form of a file by its first bytes, decompressed if it is compressed.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn of_file(at: &Location) -> Result<Self> {
+        // Opening a named pipe blocks; the reader refuses what is not a regular file.
+        if !matches!(at.kind(), Ok(Kind::File(_))) {
+            return Ok(Self::Csv);
+        }
+        let mut start = Vec::new();
+        at.open_decompressed(0, 0)
+            .and_then(|input| input.take(SNIFFED_BYTES).read_to_end(&mut start))
+            .map_err(read_error(at))?;
+        Ok(match &start[..] {
+            start if is_json_lines(start) => Self::JsonLines,
+            start if is_parquet(start) => Self::Parquet,
+            start if start.first_chunk().is_some_and(is_header) => Self::WebDataset,
+            _ => Self::Csv,
+        })
+    }
+
+    /// Opens a file of this form. With `header`, it must have these columns.
+    ///
+    /// # Errors
+    /// If the file is missing or of another form, or has other columns.
+    pub(super) fn open(
+        self,
+        at: &Location,
+        names: &ColumnNames,
+        header: Option<&[String]>,
+    ) -> Result<Box<dyn TableReader>> {
+        let table: Box<dyn TableReader> = match self {
+            Self::Csv => Box::new(DelimitedTable::open(at.clone())?),
+            Self::JsonLines => Box::new(JsonLines::open(at, header)?),
+            Self::Parquet => Box::new(ParquetTable::open(at, names, header.is_none())?),
+            Self::ImageFolder => Box::new(ImageFolder::open(at)?),
+            Self::WebDataset => Box::new(WebDataset::open(at, names, header)?),
+        };
+        match header.and_then(|header| difference(header, table.header())) {
+            None => Ok(table),
+            Some(difference) => Err(table.refuse_header(format!(
+                "its columns differ from those of the first file of the corpus: {difference}; all files of a corpus \
+                 must have the same columns"
+            ))),
+        }
+    }
+
+    /// The error about a corpus of so many files without a row.
+    pub(super) fn refuse_empty(self, first: &Location, files: usize) -> Error {
+        let message = match (self, files) {
+            (Self::Csv, 1) => "the table has a header but no rows".to_owned(),
+            (_, 1) => "has no rows".to_owned(),
+            _ => format!("is the first of {files} files without a row"),
+        };
+        Error::Table { path: first.as_path().to_path_buf(), line: None, message }
+    }
+}
+
+/// The first difference between two headers.
+fn difference(ours: &[String], theirs: &[String]) -> Option<String> {
+    if ours == theirs {
+        return None;
+    }
+    if let Some(name) = ours.iter().find(|name| !theirs.contains(name)) {
+        return Some(format!("`{name}` is missing"));
+    }
+    match theirs.iter().find(|name| !ours.contains(name)) {
+        Some(name) => Some(format!("`{name}` is added")),
+        None => Some("they are in a different order".to_owned()),
+    }
+}
+
+impl fmt::Display for CorpusForm {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for CorpusForm {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|form| form.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|form| form.name()).collect();
+            Error::argument(format!("unknown corpus format `{name}`; expected one of {}", names.join(", ")))
+        })
+    }
+}

@@ -1,0 +1,382 @@
+//! A corpus in a WebDataset shard: a tar whose members are grouped by the names before their first dot, as the
+//! `webdataset` library does.
+//!
+//! | column | is |
+//! | --- | --- |
+//! | `__key__` | the name before the first dot, with its folders |
+//! | `image` | the image's path: that of the shard, continued by the member's name |
+//! | `caption` | the text in `.txt`, if a sample has one; else a key of `.json` is the caption |
+//! | `__path__` | the image's path, for an id that is unique where keys repeat; only if it is named as the id |
+//! | others | the keys of `.json`, as `json.KEY` if the name is taken |
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    ColumnNames,
+    columns::{CAPTION_NAMES, IMAGE_NAMES, warn_once},
+    delimited::{Malformed, Read, refuse_row},
+    jsonl::Object,
+    read_error::read_error,
+    reader::{Origin, TableReader},
+};
+use crate::{
+    data::{
+        location::Location,
+        store::container::{
+            escaped,
+            tar::{Member, MemberKind, TarError, TarScan},
+        },
+    },
+    error::{Error, Result},
+};
+
+/// Samples whose keys become columns.
+const SCANNED_SAMPLES: usize = 256;
+/// Upper bound on a caption or on `.json`.
+const MOST_TEXT_BYTES: u64 = 16 << 20;
+/// Extensions of images, in the order in which one is chosen. Those that are not decoded are refused by name.
+const IMAGE_ENDINGS: [&str; 14] =
+    ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2", "ppm"];
+/// The name of the column of keys.
+const KEY: &str = "__key__";
+/// The name of the column of paths that are ids.
+pub(super) const PATH: &str = "__path__";
+/// What is put before a key of `.json` whose name is taken.
+const JSON: &str = "json.";
+/// Keys outside the columns that are named in a warning.
+const NAMED_KEYS: usize = 16;
+
+/// What a column is read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    Key,
+    Image,
+    Text,
+    Path,
+    Json(String),
+}
+
+/// A sample as its members were read.
+#[derive(Default)]
+struct Sample {
+    key: String,
+    /// The first member's name, for messages.
+    first: String,
+    /// The image's extension, its name, and its rank among the extensions.
+    image: Option<(usize, String)>,
+    text: Option<String>,
+    json: Vec<(String, super::jsonl::Text)>,
+    endings: HashSet<String>,
+    /// Why it cannot be used.
+    malformed: Option<String>,
+}
+
+/// Reads the samples of a shard.
+pub(super) struct WebDataset {
+    at: Location,
+    scan: TarScan,
+    /// The first member of the next sample.
+    pending: Option<Member>,
+    header: Vec<String>,
+    sources: Vec<Source>,
+    /// The extension that images have, if it is not any.
+    image_ending: Option<String>,
+    /// Keys of `.json` that must be plain text.
+    plain: Vec<String>,
+    sample: Sample,
+    fields: Vec<String>,
+    number: u64,
+    other_keys: HashSet<String>,
+}
+
+impl WebDataset {
+    /// Opens a shard. Its columns are `header`, or else what its first samples have.
+    ///
+    /// # Errors
+    /// If it cannot be read or is no tar.
+    pub(super) fn open(at: &Location, names: &ColumnNames, header: Option<&[String]>) -> Result<Self> {
+        let image_name = if names.image == IMAGE_NAMES[0] { "image" } else { &names.image };
+        let text_name = if names.caption == "txt" { "txt" } else { CAPTION_NAMES[0] };
+        let mut shard = Self {
+            at: at.clone(),
+            scan: TarScan::open(at, 0).map_err(read_error(at))?,
+            pending: None,
+            header: Vec::new(),
+            sources: Vec::new(),
+            image_ending: Some(names.image.to_lowercase()).filter(|_| names.image != IMAGE_NAMES[0]),
+            plain: Vec::new(),
+            sample: Sample::default(),
+            fields: Vec::new(),
+            number: 0,
+            other_keys: HashSet::new(),
+        };
+        shard.header = match header {
+            Some(header) => header.to_vec(),
+            None => {
+                let mut header = shard.scan_columns(image_name, text_name)?;
+                header.extend((names.id == PATH).then(|| PATH.to_owned()));
+                shard.scan = TarScan::open(at, 0).map_err(read_error(at))?;
+                (shard.pending, shard.number) = (None, 0);
+                header
+            }
+        };
+        let has_text = shard.header.get(2).is_some_and(|name| name == text_name);
+        let source = |(column, name): (usize, &String)| match column {
+            0 => Source::Key,
+            1 => Source::Image,
+            2 if has_text => Source::Text,
+            _ if name == PATH => Source::Path,
+            _ => Source::Json(name.strip_prefix(JSON).unwrap_or(name).to_owned()),
+        };
+        shard.sources = shard.header.iter().enumerate().map(source).collect();
+        shard.fields = vec![String::new(); shard.header.len()];
+        Ok(shard)
+    }
+
+    /// The columns that the first samples have.
+    fn scan_columns(&mut self, image: &str, text: &str) -> Result<Vec<String>> {
+        let (mut has_text, mut keys) = (false, Vec::new());
+        for _ in 0..SCANNED_SAMPLES {
+            let Some(sample) = self.next_sample()? else { break };
+            has_text |= sample.text.is_some();
+            for (key, _) in sample.json {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        let mut header = vec![KEY.to_owned(), image.to_owned()];
+        header.extend(has_text.then(|| text.to_owned()));
+        for key in keys {
+            // The image's column must stay the only one of its names when an output is read again.
+            let is_image = IMAGE_NAMES.iter().any(|name| name.eq_ignore_ascii_case(&key));
+            let taken = is_image || header.contains(&key) || key == PATH || key.starts_with(JSON);
+            header.push(if taken { format!("{JSON}{key}") } else { key });
+        }
+        Ok(header)
+    }
+
+    /// The next member that belongs to a sample, and its key and extension.
+    fn member(&mut self) -> Result<Option<(Member, String, String)>> {
+        loop {
+            let member = match self.pending.take() {
+                Some(member) => member,
+                None => match self.scan.next_member() {
+                    Ok(Some(member)) => member,
+                    Ok(None) => {
+                        if !self.scan.is_complete() {
+                            warn_once(format!(
+                                "{}: the archive has no end, so it may have been cut; its last sample may lack members",
+                                self.at
+                            ));
+                        }
+                        return Ok(None);
+                    }
+                    Err(TarError::Io(error)) => return Err(read_error(&self.at)(error)),
+                    Err(error) => return Err(self.refuse_header(error.to_string())),
+                },
+            };
+            if member.kind == MemberKind::Other {
+                continue;
+            }
+            let name = escaped(&member.name);
+            let base = name.rfind('/').map_or(0, |at| at + 1);
+            match name[base..].find('.') {
+                // Names without a dot, or that start with one, belong to no sample.
+                None | Some(0) => {}
+                Some(dot) => {
+                    let (key, ending) = name.split_at(base + dot);
+                    let (key, ending) = (key.to_owned(), ending[1..].to_lowercase());
+                    return Ok(Some((member, key, ending)));
+                }
+            }
+        }
+    }
+
+    /// Reads the members of the next sample; `None` at the end of the shard.
+    fn next_sample(&mut self) -> Result<Option<Sample>> {
+        let mut sample: Option<Sample> = None;
+        while let Some((member, key, ending)) = self.member()? {
+            if sample.as_ref().is_some_and(|sample| sample.key != key) {
+                self.pending = Some(member);
+                break;
+            }
+            let sample = sample.get_or_insert_with(|| Sample {
+                key,
+                first: escaped(&member.name),
+                ..Sample::default()
+            });
+            self.add(sample, &member, ending)?;
+        }
+        self.number += u64::from(sample.is_some());
+        Ok(sample)
+    }
+
+    /// Adds a member to its sample.
+    fn add(&mut self, sample: &mut Sample, member: &Member, ending: String) -> Result<()> {
+        let name = escaped(&member.name);
+        let rank = match &self.image_ending {
+            Some(expected) => (*expected == ending).then_some(0),
+            None => IMAGE_ENDINGS.iter().position(|known| *known == ending),
+        };
+        if let Some(rank) = rank
+            && sample.image.as_ref().is_none_or(|(chosen, _)| rank < *chosen)
+        {
+            sample.image = Some((rank, name.clone()));
+        }
+        if ending == "txt" || ending == "json" {
+            match self.text_of(member, &name)? {
+                Ok(bytes) if ending == "json" => match Object::parse(&bytes) {
+                    Ok(Object(pairs)) => sample.json = pairs,
+                    Err(error) => sample.refuse(format!("{name} is not one JSON object: {error}")),
+                },
+                Ok(bytes) => match String::from_utf8(bytes) {
+                    Ok(text) => sample.text = Some(text),
+                    Err(_) => sample.refuse(format!("{name} is not UTF-8")),
+                },
+                Err(message) => sample.refuse(message),
+            }
+        }
+        if !sample.endings.insert(ending) {
+            sample.refuse(format!("the member {name} occurs twice"));
+        }
+        Ok(())
+    }
+
+    /// The contents of a member that is text.
+    fn text_of(&mut self, member: &Member, name: &str) -> Result<Result<Vec<u8>, String>> {
+        if member.kind == MemberKind::Sparse {
+            return Ok(Err(format!("{name} is a sparse member; pack the archive again without --sparse")));
+        }
+        if member.size > MOST_TEXT_BYTES {
+            return Ok(Err(format!("{name} is longer than {} MiB", MOST_TEXT_BYTES >> 20)));
+        }
+        let bytes = self.scan.contents(member, MOST_TEXT_BYTES).map_err(read_error(&self.at))?;
+        Ok(if bytes.len() as u64 == member.size {
+            Ok(bytes)
+        } else {
+            Err(format!("the archive ends in the middle of {name}; copy the archive again"))
+        })
+    }
+
+    /// Sets the fields of the current row.
+    fn fill(&mut self, sample: Sample) {
+        self.fields.iter_mut().for_each(String::clear);
+        let shard = self.at.name();
+        for (column, source) in self.sources.iter().enumerate() {
+            let field = &mut self.fields[column];
+            match source {
+                Source::Key => sample.key.clone_into(field),
+                // A sample without an image gets the path of one that is not there.
+                Source::Image | Source::Path => {
+                    let name = sample.image.as_ref().map_or(&sample.key, |(_, name)| name);
+                    *field = format!("{shard}/{name}");
+                }
+                Source::Text => field.push_str(sample.text.as_deref().unwrap_or_default()),
+                Source::Json(_) => {}
+            }
+        }
+        for (key, value) in &sample.json {
+            let column =
+                self.sources.iter().position(|source| matches!(source, Source::Json(own) if own == key));
+            match column {
+                Some(column) => value.text.clone_into(&mut self.fields[column]),
+                None if self.other_keys.len() < NAMED_KEYS && !self.other_keys.contains(key) => {
+                    warn_once(format!(
+                        "{}: the key `{key}` of {}.json occurs after the columns were fixed, and is not carried",
+                        self.at, sample.key
+                    ));
+                    self.other_keys.insert(key.clone());
+                }
+                None => {}
+            }
+        }
+        self.sample = sample;
+    }
+}
+
+impl Sample {
+    /// Keeps the first reason why the sample cannot be used.
+    fn refuse(&mut self, message: String) {
+        self.malformed.get_or_insert(message);
+    }
+}
+
+impl TableReader for WebDataset {
+    fn header(&self) -> &[String] {
+        &self.header
+    }
+
+    fn names(&self, names: &ColumnNames) -> ColumnNames {
+        ColumnNames { image: self.header[1].clone(), ..names.clone() }
+    }
+
+    fn expect_text(&mut self, columns: &[usize]) {
+        let json = columns.iter().filter_map(|&column| match &self.sources[column] {
+            Source::Json(key) => Some(key.clone()),
+            _ => None,
+        });
+        self.plain = json.collect();
+    }
+
+    fn read(&mut self) -> Result<Read> {
+        let Some(mut sample) = self.next_sample()? else { return Ok(Read::End) };
+        let nested = sample.json.iter().filter(|(key, _)| self.plain.contains(key));
+        let nested = nested.filter_map(|(key, value)| Some((key, value.scalar().err()?))).next();
+        if let Some((key, what)) = nested {
+            let message = format!("the value of `{key}` in {}.json is {what}, not text", sample.key);
+            sample.refuse(message);
+        }
+        if let Some(message) = sample.malformed.take() {
+            self.sample = sample;
+            return Ok(Read::Malformed(Malformed { line: self.number, message }));
+        }
+        self.fill(sample);
+        Ok(Read::Row)
+    }
+
+    fn field(&self, column: usize) -> &str {
+        self.fields.get(column).map_or("", String::as_str)
+    }
+
+    fn unit(&self) -> &'static str {
+        "sample"
+    }
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn origin(&self, file: &Arc<Location>) -> Origin {
+        let image = self.sample.image.as_ref().map(|(_, name)| name);
+        Origin::member(file, image.unwrap_or(&self.sample.first))
+    }
+
+    fn position(&self) -> [u64; 2] {
+        [self.pending.as_ref().map_or(self.scan.next_header(), |member| member.at), self.number]
+    }
+
+    fn seek(&mut self, to: [u64; 2]) -> Result<()> {
+        if self.position() != to {
+            let [at, number] = to;
+            self.scan = TarScan::open(&self.at, at).map_err(read_error(&self.at))?;
+            (self.pending, self.number) = (None, number);
+        }
+        Ok(())
+    }
+
+    fn has_more(&mut self) -> Result<bool> {
+        let before = self.position();
+        let more = self.next_sample()?.is_some();
+        self.seek(before)?;
+        Ok(more)
+    }
+
+    fn refuse_header(&self, message: String) -> Error {
+        Error::Table { path: self.at.as_path().to_path_buf(), line: None, message }
+    }
+
+    fn refuse_row(&self, row: Malformed) -> Error {
+        refuse_row(self.at.as_path(), None, format!("sample {}: {}", row.line, row.message))
+    }
+}
