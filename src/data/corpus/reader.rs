@@ -1,4 +1,4 @@
-//! The interface between the forms of corpora and the code that reads them: [`TableReader`] and its types.
+//! The interface between the forms of corpora and the code that reads them: `TableReader` and its types.
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 

@@ -5,7 +5,7 @@
 //! stamp. A member of a tar that is not compressed is read in place. In a compressed one it is decompressed: in the order
 //! of the archive that costs no more than once, in another order more.
 //!
-//! In a path, the name of a member is [escaped](escaped), so that it stays below its container: no `..`, no absolute
+//! In a path, the name of a member is [`escaped`], so that it stays below its container: no `..`, no absolute
 //! path.
 
 mod cells;

@@ -277,7 +277,7 @@ pub fn is_header(block: &[u8; BLOCK]) -> bool {
         .enumerate()
         .map(|(at, &byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(byte) })
         .sum();
-    block[0] != 0 && Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == sum)
+    Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == sum)
 }
 
 /// Whether a kind of member has contents; links, folders and devices have none, whatever size their headers give.
@@ -321,7 +321,7 @@ mod tests {
             header.set_size(if kind == EntryType::Link { 0 } else { 5 });
             header.set_path(name).unwrap();
             header.set_cksum();
-            archive.append(&header, &b"hello"[..header.size().unwrap() as usize]).unwrap();
+            archive.append(&header, &b"hello"[..header.entry_size().unwrap() as usize]).unwrap();
         }
         let at = Location::from(folder.path().join("a.tar"));
         let bytes = archive.into_inner().unwrap();
