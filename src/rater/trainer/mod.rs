@@ -201,12 +201,7 @@ pub fn train(
             return Err(Error::Interrupted { saved });
         }
     }
-    let folds = match &cross_fit {
-        Some(cross_fit) => {
-            run.evaluate_captions(cross_fit, &mut samples, &mut journal, interrupt, progress)?
-        }
-        None => Vec::new(),
-    };
+    let folds = run.evaluate_captions(cross_fit.as_ref(), &mut samples, &mut journal, interrupt, progress)?;
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
     } else if last.is_none() {
@@ -378,15 +373,16 @@ impl Run<'_> {
     }
 
     /// Evaluates the captions of all training records, writes the table of gains and sets the rater's targets. Returns
-    /// the summaries of the folds.
+    /// the summaries of the folds: none without folds.
     fn evaluate_captions(
         &self,
-        cross_fit: &CrossFit<'_>,
+        cross_fit: Option<&CrossFit<'_>>,
         samples: &mut SampleRecords,
         journal: &mut Journal,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
     ) -> Result<Vec<(FoldProxySummary, usize)>> {
+        let Some(cross_fit) = cross_fit else { return Ok(Vec::new()) };
         let fitted = cross_fit.run(interrupt, progress)?;
         journal.note_gains(fitted.write(
             self.directory,
