@@ -1,4 +1,4 @@
-//! `attribute` against one backward pass a sample, and its promises: no row lost, the same bytes however it is run.
+//! `attribute` against one backward pass per sample, and its promises: no row lost, the same bytes however it is run.
 #![cfg(unix)]
 
 mod common;

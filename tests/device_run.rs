@@ -179,7 +179,7 @@ fn a_model_that_is_fitted_and_drawn_from_agrees_with_the_processor() {
         work.succeed(&["fit", "--config", "config.json", "--set", "fp16=0", "--device", on, "--out", run]);
     }
     let (cpu, placed) = (measured("cpu"), measured("placed"));
-    assert_eq!(cpu.len(), 4, "a line a step");
+    assert_eq!(cpu.len(), 4, "one line per step");
     assert!(cpu[3][2] > 0.0, "the last step is followed by a validation");
     let pairs = || cpu.iter().flatten().zip(placed.iter().flatten());
     let worst = pairs().map(|(cpu, placed)| (cpu - placed).abs() / cpu.abs().max(1e-30)).fold(0.0, f64::max);

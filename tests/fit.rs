@@ -40,7 +40,7 @@ fn the_loss_falls_and_images_come_out() {
     assert!(said.contains("64 steps on 64 training records, 16 for validation (0 skipped)"), "{said}");
     let measured: Vec<f64> =
         metrics(&work, "run").iter().filter_map(|line| line["validation_loss"].as_f64()).collect();
-    assert_eq!(measured.len(), 8, "one measurement an epoch");
+    assert_eq!(measured.len(), 8, "one measurement per epoch");
     // A guess among 32 codes costs ln 32; few images teach little of others.
     assert!(measured.iter().all(|loss| *loss < f64::from(32).ln()), "{measured:?}");
     let trained: Vec<f64> =

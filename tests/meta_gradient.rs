@@ -1,4 +1,4 @@
-//! Per-sample gradient products and norms from one backward pass, against one backward pass a sample.
+//! Per-sample gradient products and norms from one backward pass, against one backward pass per sample.
 
 mod common;
 
@@ -141,7 +141,7 @@ fn inner(left: &Tensor, right: &Tensor) -> f64 {
     left.to_f64_vec().unwrap().iter().zip(right.to_f64_vec().unwrap()).map(|(left, right)| left * right).sum()
 }
 
-/// `[P, S]` of inner products and of squared norms, from one backward pass a sample.
+/// `[P, S]` of inner products and of squared norms, from one backward pass per sample.
 fn truth(proxy: &Proxy, parameters: &Parameters, data: &Data, direction: &Gradients) -> [Tensor; 2] {
     let shape = [parameters.len(), data.samples()];
     let mut numbers = [vec![0.0; shape[0] * shape[1]], vec![0.0; shape[0] * shape[1]]];

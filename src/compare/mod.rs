@@ -15,6 +15,7 @@ mod data;
 mod heuristics;
 pub(crate) mod markdown;
 pub(crate) mod page;
+mod page_tables;
 mod ratings;
 mod result;
 mod runs;

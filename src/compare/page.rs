@@ -8,6 +8,7 @@ use std::{
 use super::{
     Comparison, TrainedModel,
     arms::{Rating, SamplingArm},
+    page_tables::{caption_gains, image_measures, with_interval},
     table::{Line, summarize},
 };
 use crate::{
@@ -229,19 +230,12 @@ fn best_of(lines: &[Line], (keep, convention): Setting<'_>) -> String {
     format!("{begin} the lowest loss is that of {name}; {result}.")
 }
 
-fn with_interval(value: Option<(f64, Option<f64>)>) -> Cell {
-    let Some((mean, half)) = value else { return Cell::Nothing };
-    let text = half.map_or_else(|| format!("{mean:.4}"), |half| format!("{mean:.4} ± {half:.4}"));
-    Cell::Number(text, mean)
-}
-
 /// One table per setting.
 fn tables(lines: &[Line]) -> Vec<Content> {
     let mut parts = vec![Content::Text(
         "Mean over the seeds ± half the 95% interval. The difference is to a random subset of the same size, paired by \
          seed; blue lies entirely below 0. The gap is that between random and the oracle, which is trained on clean \
-         pairs only. The caption gain is how much better the model predicts held-out images with their own captions than \
-         with others, in nats per token; higher is better. Click a column's name to sort by it."
+         pairs only. Click a column's name to sort by it."
             .to_owned(),
     )];
     for setting in settings(lines) {
@@ -269,55 +263,28 @@ fn tables(lines: &[Line]) -> Vec<Content> {
                     Cell::Number(format!("{:.0}%", 100.0 * closed).replace('-', "−"), closed)
                 }),
                 line.accuracy.map_or(Cell::Nothing, |(mean, _)| Cell::Number(format!("{mean:.2}%"), mean)),
-                with_interval(line.caption_gain.value),
-                with_interval(line.caption_gain.difference),
             ]
         };
-        let header = ["rating", "sampler", "seeds", "pairs", "steps"].into_iter().chain([
+        let header = [
+            "rating",
+            "sampler",
+            "seeds",
+            "pairs",
+            "steps",
             "held-out loss",
             "difference to random",
             "gap closed",
             "accuracy",
-            "caption gain",
-            "difference to random",
-        ]);
+        ];
         parts.push(Content::Heading(format!("{} kept, equal {}", setting.0, setting.1)));
         parts.push(Content::Table(Table {
-            header: header.map(str::to_owned).collect(),
+            header: header.map(str::to_owned).to_vec(),
             rows: of.iter().map(row).collect(),
         }));
+        parts.extend(caption_gains(&of));
         parts.extend(image_measures(&of));
     }
     parts
-}
-
-/// The measures of the models' images, if any.
-fn image_measures(lines: &[&Line]) -> Option<Content> {
-    let mut names: Vec<&str> = Vec::new();
-    for measure in lines.iter().flat_map(|line| &line.images) {
-        if !names.contains(&measure.name.as_str()) {
-            names.push(&measure.name);
-        }
-    }
-    if names.is_empty() {
-        return None;
-    }
-    let mut header = vec!["rating".to_owned(), "sampler".to_owned()];
-    header.extend(names.iter().flat_map(|name| [(*name).to_owned(), "difference to random".to_owned()]));
-    let row = |line: &&Line| {
-        let mut row = vec![Cell::Text(line.rating.clone()), Cell::Text(line.sampler.clone())];
-        for name in &names {
-            let measured = line.images.iter().find(|measure| measure.name == *name);
-            let (value, difference) = measured.map_or((None, None), |one| (one.value, one.difference));
-            row.extend([value, difference].map(with_interval));
-        }
-        row
-    };
-    let rows = lines.iter().map(row).collect();
-    Some(Content::Folded(
-        "Measures of the generated images".to_owned(),
-        vec![Content::Table(Table { header, rows })],
-    ))
 }
 
 /// Held-out loss over the steps with bands (figure 6 of the paper), one chart per setting.

@@ -38,7 +38,7 @@ pub mod tolerance {
     pub const OP_F32: f64 = 1e-5;
     /// A whole network's gradients in f32 against its own f64 run: rounding adds up over its layers.
     pub const NETWORK_F32: f64 = 1e-4;
-    /// Per-sample products and norms against one backward pass a sample, in f64, for each parameter.
+    /// Per-sample products and norms against one backward pass per sample, in f64, for each parameter.
     pub const GHOST_F64: f64 = 1e-10;
     /// The same in f32, against f64.
     pub const GHOST_F32: f64 = 1e-5;

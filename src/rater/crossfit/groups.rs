@@ -1,4 +1,5 @@
-//! Groups of near-duplicate images: connected components of pairs whose features nearly agree, mirrored or not.
+//! Groups of near-duplicate images: connected components of pairs whose features nearly agree, mirrored or not. A chain of
+//! images that merely resemble one another, such as drawings on white, is divided at a higher similarity.
 //!
 //! A fold must hold whole groups: a proxy that has seen an image's near-duplicate has memorized it. The features are
 //! the pixels that the tokenizer decodes from the codes, averaged over a coarse grid, so no image is read again.
@@ -18,9 +19,11 @@ use crate::{
 const GRID: usize = 8;
 /// Values of an image's features.
 const LENGTH: usize = 3 * GRID * GRID;
-/// Two images are near-duplicates if `2⟨f, g⟩ / (‖f‖² + ‖g‖²)` is at least this, for centered features `f` and `g` or
-/// the mirrored `g`.
-const SIMILAR: f32 = 0.97;
+/// Two images are near-duplicates if `2⟨f, g⟩ / (‖f‖² + ‖g‖²)` is at least the first of these, for centered features `f`
+/// and `g` or the mirrored `g`. A group that is too large is divided at the next one.
+const SIMILAR: [f32; 5] = [0.97, 0.98, 0.99, 0.995, 0.999];
+/// The share of the images above which a group is too large, and the size up to which it never is.
+const LARGE: (usize, usize) = (20, 16);
 /// Images per block of the search.
 const BLOCK: usize = 512;
 /// Images that are decoded together.
@@ -50,11 +53,28 @@ pub(super) fn near_duplicates(corpus: &EncodedCorpus, tokenizer: &dyn ImageToken
 fn groups_of(pooled: Vec<f32>) -> Vec<usize> {
     let features = Features::centered(pooled);
     let count = features.squares.len();
-    let groups = Mutex::new(Groups { parents: (0..count).collect() });
+    let levels = Mutex::new(SIMILAR.map(|_| Groups { parents: (0..count).collect() }));
     let blocks: Vec<usize> = (0..count).step_by(BLOCK).collect();
-    blocks.par_iter().for_each(|&start| features.join_similar(start, &groups));
-    let mut groups = groups.into_inner().unwrap_or_else(PoisonError::into_inner);
-    (0..count).map(|index| groups.root(index)).collect()
+    blocks.par_iter().for_each(|&start| features.join_similar(start, &levels));
+    divided(levels.into_inner().unwrap_or_else(PoisonError::into_inner), count)
+}
+
+/// The roots of the first level's groups; those that are too large are divided into the next level's.
+fn divided(levels: [Groups; SIMILAR.len()], count: usize) -> Vec<usize> {
+    let most = (count / LARGE.0).max(LARGE.1);
+    let mut roots: Vec<usize> = Vec::new();
+    for mut groups in levels {
+        if roots.is_empty() {
+            roots = (0..count).map(|index| groups.root(index)).collect();
+            continue;
+        }
+        let mut sizes = vec![0; count];
+        roots.iter().for_each(|&root| sizes[root] += 1);
+        for (index, root) in roots.iter_mut().enumerate().filter(|(_, root)| sizes[**root] > most) {
+            *root = groups.root(index);
+        }
+    }
+    roots
 }
 
 /// Centered features of all images, as they are and mirrored, `[N, LENGTH]`, and their squared norms.
@@ -88,7 +108,7 @@ impl Features {
 
     /// Joins the images of the block that begins at `start` with similar images before them. The order in which blocks
     /// are joined does not matter, since a group's root is its smallest member.
-    fn join_similar(&self, start: usize, groups: &Mutex<Groups>) {
+    fn join_similar(&self, start: usize, levels: &Mutex<[Groups; SIMILAR.len()]>) {
         let end = (start + BLOCK).min(self.squares.len());
         let rows = Matrix::new(&self.whole[start * LENGTH..end * LENGTH], end - start, LENGTH);
         let mut products = vec![0.0f32; (end - start) * BLOCK];
@@ -101,14 +121,19 @@ impl Features {
                 for (row, products) in products.chunks_exact(to - from).take(end - start).enumerate() {
                     let one = start + row;
                     for (other, &product) in (from..to.min(one)).zip(products) {
-                        if 2.0 * product >= SIMILAR * (self.squares[one] + self.squares[other]) {
-                            similar.push((one, other));
+                        let squares = self.squares[one] + self.squares[other];
+                        let level =
+                            SIMILAR.iter().take_while(|&bound| 2.0 * product >= bound * squares).count();
+                        if level > 0 {
+                            similar.push((one, other, level));
                         }
                     }
                 }
             }
-            let mut groups = groups.lock().unwrap_or_else(PoisonError::into_inner);
-            similar.into_iter().for_each(|(one, other)| groups.join(one, other));
+            let mut levels = levels.lock().unwrap_or_else(PoisonError::into_inner);
+            for (one, other, level) in similar {
+                levels[..level].iter_mut().for_each(|groups| groups.join(one, other));
+            }
         }
     }
 }
@@ -183,6 +208,34 @@ mod tests {
             .map(|(index, &root)| (index, root))
             .collect();
         assert_eq!(of_several, [(BLOCK, 1), (BLOCK + 1, 1), (count - 1, 0)]);
+    }
+
+    #[test]
+    fn a_chain_of_images_that_resemble_one_another_is_divided_but_not_their_copies() {
+        let mut random = Random::new(2, Purpose::Test, 0);
+        #[expect(clippy::cast_possible_truncation, reason = "features are f32")]
+        let mut image = || (0..LENGTH).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+        // Each image is like the next one, but the first is nothing like the last. All come twice.
+        let (first, last, count) = (image(), image(), 20u16);
+        let between = |at: u16| {
+            let share = f32::from(at) / f32::from(count - 1);
+            first
+                .iter()
+                .zip(&last)
+                .map(|(one, other)| one * (1.0 - share) + other * share)
+                .collect::<Vec<f32>>()
+        };
+        let mut images: Vec<Vec<f32>> = (0..2 * count).map(|at| between(at % count)).collect();
+        let chain = images.len();
+        let alone = groups_of(images.concat());
+        assert!(alone[..usize::from(count)].iter().any(|&root| root != 0), "{alone:?}");
+        for at in 0..usize::from(count) {
+            assert_eq!(alone[at], alone[at + usize::from(count)], "a copy is in another group");
+        }
+        // In a corpus in which it is a small part, the chain is one group.
+        images.extend((0..chain * LARGE.0).map(|_| image()));
+        let roots = groups_of(images.concat());
+        assert!(roots[..chain].iter().all(|&root| root == 0), "{:?}", &roots[..chain]);
     }
 
     #[test]
