@@ -152,11 +152,11 @@ fn every_arm_is_fitted_and_a_stopped_comparison_goes_on() {
     ] {
         assert!(page.contains(text), "the page says nothing of {text}");
     }
-    // Two tables of fifteen lines, one of flaws, two of what is in the subsets (everything's and 50%'s), one of costs.
-    assert_eq!(page.matches("<table>").count(), 2 + 1 + 2 + 1);
-    assert_eq!(page.matches("<td data-sort=\"clarity\">").count(), 2 * 2 + 1 + 2);
+    // Two tables of fifteen lines and two of their caption gains, one of flaws, two of what is in the subsets (everything's and 50%'s), one of costs.
+    assert_eq!(page.matches("<table>").count(), 2 * 2 + 1 + 2 + 1);
+    assert_eq!(page.matches("<td data-sort=\"clarity\">").count(), 2 * 2 * 2 + 1 + 2);
     assert_eq!(page.matches("class=\"sheet\"").count(), 3, "the three best ratings have sheets");
-    // 96 pairs: each tenth shows all its nine or ten.
+    // 96 pairs: each decile shows all its nine or ten.
     assert!(page.matches("<img src=\"data:image/jpeg;base64,").count() >= 3 * 90);
     let chosen = ["report", "--of", "whole", "--sheets", "caption-length", "--out", "one.html"];
     work.succeed(&chosen);
