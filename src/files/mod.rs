@@ -4,6 +4,7 @@ pub(crate) mod mistaken;
 pub mod sealed;
 pub(crate) mod temporary;
 pub(crate) mod text;
+pub(crate) mod wildcard;
 
 use std::{
     fs::{self, File},

@@ -22,14 +22,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::wildcard::covers,
+};
 
 /// Describes a command, for the checks on its output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim<'a> {
     /// The command, such as `score`.
     pub(crate) command: &'static str,
-    /// Files and folders that it reads. Missing ones are reported by the command itself.
+    /// Files and folders that it reads. Missing ones are reported by the command itself. `FOLDER/**` stands for everything in
+    /// a folder, and other wildcards for what they match, now or later.
     pub(crate) inputs: &'a [PathBuf],
     /// Whether an existing output of this program may be replaced.
     pub(crate) overwrite: bool,
@@ -107,7 +111,7 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     Ok(folder.join(name))
 }
 
-/// Fails if an output is an input or a folder that contains one.
+/// Fails if an output is an input, a folder that contains one, or matches the wildcards of one.
 fn refuse_inputs(output: &Path, inputs: &[PathBuf]) -> Result<()> {
     for input in inputs {
         let Ok(canonical) = input.canonicalize() else { continue };
@@ -120,6 +124,11 @@ fn refuse_inputs(output: &Path, inputs: &[PathBuf]) -> Result<()> {
                 format!("contains the input {}, which would be replaced; {OTHER}", input.display()),
             ));
         }
+    }
+    if let Some(input) = inputs.iter().find(|input| !input.exists() && covers(input, output)) {
+        let of = input.to_string_lossy();
+        let of = of.strip_suffix("/**").unwrap_or(&of);
+        return Err(refuse(output, format!("would become part of the input {of}; {OTHER}")));
     }
     Ok(())
 }

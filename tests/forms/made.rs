@@ -1,5 +1,5 @@
 //! One corpus in every form.
-#![allow(unreachable_pub, reason = "a module of one test binary")]
+#![allow(dead_code, unreachable_pub, reason = "a module of two test binaries")]
 
 use std::{
     fs::{self, File},

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    file_kind::{folder, foreign},
+    file_kind::foreign,
     read_error::read_error,
     rows::{MAX_ROW_BYTES, Row, RowError, RowReader},
 };
@@ -86,7 +86,7 @@ impl DelimitedTable {
         // Checked before opening: opening a named pipe blocks until there is a writer.
         match at.kind().map_err(Error::io("read", path))? {
             Kind::File(_) => {}
-            Kind::Folder => return Err(refuse(folder(path))),
+            Kind::Folder => return Err(refuse("is a folder, not a table; pass the table's file".to_owned())),
             Kind::Other | Kind::Cell(_) => {
                 let message =
                     "is not a regular file, and a table is read more than once; write it to a file first";

@@ -7,6 +7,9 @@ use memchr::memmem;
 /// Offset of the magic in the first header of a tar archive.
 const TAR_MAGIC: usize = 257;
 
+/// Extensions of images in folders.
+pub(super) const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
 /// Names in a zip archive that identify an Excel workbook.
 const WORKBOOK: [&[u8]; 4] = [b"xl/workbook", b"xl/worksheets", b"xl/theme", b"xl/styles"];
 
@@ -95,8 +98,8 @@ fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// Describes a folder that was passed as a table, with a hint.
-pub fn folder(path: &Path) -> String {
+/// Describes a folder that contains no corpus of the wanted form, with a hint.
+pub(super) fn folder(path: &Path) -> String {
     let names: Vec<String> = fs::read_dir(path)
         .into_iter()
         .flatten()
@@ -104,20 +107,23 @@ pub fn folder(path: &Path) -> String {
         .collect();
     let holds = |ending: &str| names.iter().any(|name| name.to_ascii_lowercase().ends_with(ending));
     let has = |name: &str| names.iter().any(|other| other == name);
-    let (kind, cure) = if has("metadata.csv") {
-        ("an image folder", "pass its metadata.csv")
-    } else if has("metadata.jsonl") {
-        ("an image folder", "convert its metadata.jsonl to CSV")
+    let (kind, cure) = if has("metadata.csv") || has("metadata.jsonl") || has("metadata.parquet") {
+        ("an image folder", "pass its metadata table")
     } else if has("dataset_info.json") && holds(".arrow") {
-        ("a data set saved by `datasets`", "export it as images with a CSV")
-    } else if holds(".tar") {
-        ("a folder of tar shards", "unpack them and pass a CSV that lists the images")
+        ("a data set saved by `datasets` in Arrow files", "write it as Parquet (dataset.to_parquet)")
+    } else if holds(".tar") || holds(".tgz") || holds(".tar.gz") {
+        ("a folder of tar shards", "leave out --format, or pass --format webdataset")
     } else if holds(".parquet") {
-        ("a folder of Parquet files", "convert them to CSV")
+        ("a folder of Parquet files", "leave out --format, or pass --format parquet")
+    } else if IMAGE_ENDINGS.iter().any(|ending| holds(&format!(".{ending}"))) {
+        (
+            "a folder of images without captions",
+            "put each caption into a text file of the image's name (cat.jpg, cat.txt), or list them in metadata.csv",
+        )
     } else {
-        ("a folder", "pass the CSV that lists the images")
+        ("a folder", "pass the table that lists the images, or a folder of shards or of images with captions")
     };
-    format!("is {kind}, not a table; {cure}")
+    format!("is {kind}; {cure}")
 }
 
 #[cfg(test)]

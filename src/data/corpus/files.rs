@@ -10,10 +10,10 @@ use std::{
 use super::{
     columns::warn_once,
     delimited::ending_of,
-    file_kind::folder,
+    file_kind::{IMAGE_ENDINGS, folder},
     folder::ImageFolder,
     form::CorpusForm,
-    pattern::{expand, is_pattern},
+    pattern::{braces, expand, is_pattern},
 };
 use crate::{
     data::location::Location,
@@ -59,9 +59,10 @@ impl CorpusFiles {
         if let Some(missing) = paths.iter().find(|file| !file.exists() && file.as_path() != path) {
             return Err(refuse(format!("{} is in the list, but there is no such file", missing.display())));
         }
+        let first = Location::from(first.as_path());
         let form = match form {
-            Some(form) => form,
-            None => CorpusForm::of_file(&Location::from(first.as_path()))?,
+            Some(form) => form.expect(&first)?,
+            None => CorpusForm::of_file(&first)?,
         };
         Ok(Self { form, files: paths.into_iter().map(Location::from).collect(), folder })
     }
@@ -85,13 +86,20 @@ impl CorpusFiles {
         warn_once(format!("{}: read as {what}{compressed}", path.display()));
     }
 
-    /// The paths of everything in the corpus that an output must not replace: `path` itself and its files. Those of a
-    /// corpus that cannot be read are left to its reader, which says why.
+    /// The paths of everything in the corpus that an output must not replace or become part of: `path` itself, its files, and
+    /// what its wildcards or its folder stand for. Those of a corpus that cannot be read are left to its reader, which says
+    /// why.
     pub(crate) fn inputs(path: &Path, form: Option<CorpusForm>) -> Vec<PathBuf> {
         let mut inputs = vec![path.to_path_buf()];
         if path.is_dir() || !path.exists() {
             let files = Self::of(path, form).map(|found| found.files).unwrap_or_default();
             inputs.extend(files.iter().map(|file| file.as_path().to_path_buf()));
+        }
+        if path.is_dir() {
+            inputs.push(path.join("**"));
+        } else if !path.exists() {
+            let listed = path.to_str().and_then(|path| braces(path).ok()).unwrap_or_default();
+            inputs.extend(listed.into_iter().map(PathBuf::from).filter(|path| !path.exists()));
         }
         inputs
     }
@@ -154,18 +162,14 @@ fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<P
     let metadata = || {
         let named =
             |name: &str| files.iter().find(|file| file.file_name() == Some(OsStr::new(name))).cloned();
-        let kinds = [
-            (CorpusForm::Csv, "metadata.csv"),
-            (CorpusForm::JsonLines, "metadata.jsonl"),
-            (CorpusForm::Parquet, "metadata.parquet"),
-        ];
-        kinds.into_iter().find_map(|(form, name)| Some((form, vec![named(name)?])))
+        METADATA.iter().find_map(|&(form, name)| Some((form, vec![named(name)?])))
     };
     let captioned = || match ImageFolder::has_captions(path) {
         Ok(true) => Some((CorpusForm::ImageFolder, vec![path.to_path_buf()])),
         _ => None,
     };
     let parquet = || tables(CorpusForm::Parquet, &["parquet"]);
+    expect_one_metadata(path, &files)?;
     let found = match form {
         Some(CorpusForm::ImageFolder) => {
             metadata().or_else(|| Some((CorpusForm::ImageFolder, vec![path.to_path_buf()])))
@@ -181,5 +185,33 @@ fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<P
             .or_else(|| csv().or_else(json_lines).filter(|(_, found)| found.len() == files.len() && !other))
             .or_else(captioned),
     };
-    found.ok_or_else(|| refuse(folder(path)))
+    let found = found.ok_or_else(|| refuse(folder(path)))?;
+    if matches!(found.0, CorpusForm::WebDataset | CorpusForm::Parquet) {
+        let images = files.iter().filter(|file| IMAGE_ENDINGS.contains(&ending_of(file).as_str())).count();
+        if images > 0 {
+            warn_once(format!(
+                "{}: {images} image files next to the shards are not read; for them, pass --format imagefolder",
+                path.display()
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// The tables that list the images of a folder, in the convention of Hugging Face.
+const METADATA: [(CorpusForm, &str); 3] = [
+    (CorpusForm::Csv, "metadata.csv"),
+    (CorpusForm::JsonLines, "metadata.jsonl"),
+    (CorpusForm::Parquet, "metadata.parquet"),
+];
+
+/// Fails if a folder has several tables that list its images.
+fn expect_one_metadata(path: &Path, files: &[PathBuf]) -> Result<()> {
+    let has = |name: &str| files.iter().any(|file| file.file_name() == Some(OsStr::new(name)));
+    let found: Vec<&str> = METADATA.iter().map(|(_, name)| *name).filter(|name| has(name)).collect();
+    if found.len() < 2 {
+        return Ok(());
+    }
+    let message = format!("contains {}; pass the one that lists the images", found.join(" and "));
+    Err(Error::Table { path: path.to_path_buf(), line: None, message })
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,6 +12,7 @@ use std::{
 use super::{
     ColumnNames,
     delimited::{Malformed, Read, refuse_row},
+    file_kind::IMAGE_ENDINGS,
     reader::{Origin, TableReader},
 };
 use crate::{
@@ -18,8 +20,6 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Extensions of images.
-const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 /// Upper bound on the length of a caption.
 const MOST_CAPTION_BYTES: u64 = 16 << 20;
 
@@ -68,11 +68,16 @@ impl ImageFolder {
         let path = parts.map(|parts| parts.join("/")).ok_or("the path is not UTF-8; rename the file")?;
         let Some(file) = caption else { return Ok([path, String::new()]) };
         let failed = |error: std::io::Error| format!("{}: cannot be read: {error}", file.display());
-        let length = fs::metadata(file).map_err(failed)?.len();
-        if length > MOST_CAPTION_BYTES {
+        // Opening a named pipe blocks, and a device has no end.
+        if !fs::metadata(file).map_err(failed)?.is_file() {
+            return Err(format!("{}: not a regular file", file.display()));
+        }
+        let mut bytes = Vec::new();
+        let opened = fs::File::open(file).map_err(failed)?;
+        opened.take(MOST_CAPTION_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MOST_CAPTION_BYTES {
             return Err(format!("{}: longer than {} MiB", file.display(), MOST_CAPTION_BYTES >> 20));
         }
-        let bytes = fs::read(file).map_err(failed)?;
         let text = String::from_utf8(bytes)
             .map_err(|_| format!("{}: not UTF-8; save the file as UTF-8", file.display()))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);

@@ -16,7 +16,10 @@ use super::{
 use crate::{
     data::{
         location::Location,
-        store::{Kind, container::tar::is_header},
+        store::{
+            Kind,
+            container::tar::{BLOCK, is_header},
+        },
     },
     error::{Error, Result},
 };
@@ -101,8 +104,31 @@ impl CorpusForm {
             start if is_json_lines(start) => Self::JsonLines,
             start if is_parquet(start) => Self::Parquet,
             start if start.first_chunk().is_some_and(is_header) => Self::WebDataset,
+            // An archive without members.
+            start if start.first_chunk() == Some(&[0; BLOCK]) => Self::WebDataset,
             _ => Self::Csv,
         })
+    }
+
+    /// This form, unless the file is clearly of another.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is of another form.
+    pub(super) fn expect(self, at: &Location) -> Result<Self> {
+        let found = Self::of_file(at)?;
+        let refuse = |message: String| Error::Table { path: at.as_path().to_path_buf(), line: None, message };
+        match (self, found) {
+            (Self::ImageFolder, _) => Err(refuse(
+                "is not a folder, so it cannot be read as imagefolder; leave out --format".to_owned(),
+            )),
+            // Anything that is nothing else may be delimited text, and its reader says what it is.
+            (_, Self::Csv) | (Self::WebDataset, _) => Ok(self),
+            _ if found == self => Ok(self),
+            _ => Err(refuse(format!(
+                "is {} by its content, so it cannot be read as {self}; leave out --format",
+                found.describe(1)
+            ))),
+        }
     }
 
     /// Opens a file of this form. With `header`, it must have these columns.

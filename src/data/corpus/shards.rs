@@ -12,6 +12,7 @@ use super::{
     files::CorpusFiles,
     form::CorpusForm,
     reader::{Cursor, Schema, TableReader},
+    rows::MAX_ROW_BYTES,
 };
 use crate::{
     data::{
@@ -25,6 +26,9 @@ use crate::{
 
 /// Upper bound on the text of records that are read together, but for the last one: rows may be long.
 const MOST_TEXT_BYTES: usize = 64 << 20;
+
+/// Upper bound on the text of a row: a table of outputs adds a rating and may make a path longer.
+const MOST_ROW_BYTES: usize = MAX_ROW_BYTES - (1 << 16);
 
 /// Reads a corpus of one or several files.
 ///
@@ -215,7 +219,18 @@ impl CorpusReader {
         };
         let record = match read {
             Read::End => return Ok(None),
-            Read::Row => self.usable(),
+            Read::Row => match self.usable() {
+                record if row_bytes(&record) <= MOST_ROW_BYTES => record,
+                // No table that has it could be read again.
+                _ => {
+                    let message = format!("the text of its columns is longer than 16 MiB");
+                    let row = Malformed { line: self.table.number(), message };
+                    match skip_malformed {
+                        true => self.malformed(row),
+                        false => return Err(self.table.refuse_row(row)),
+                    }
+                }
+            },
             Read::Malformed(row) if skip_malformed => self.malformed(row),
             Read::Malformed(row) => return Err(self.table.refuse_row(row)),
         };
@@ -264,6 +279,11 @@ impl CorpusReader {
             malformed: Some(if at == number { message } else { format!("{unit} {at}: {message}") }),
         }
     }
+}
+
+/// Length of the columns' text of a record.
+fn row_bytes(record: &Record) -> usize {
+    record.fields.iter().map(String::len).sum()
 }
 
 /// Length of the text of a record.

@@ -5,11 +5,16 @@
 //! | --- | --- |
 //! | `__key__` | the name before the first dot, with its folders |
 //! | `image` | the image's path: that of the shard, continued by the member's name |
-//! | `caption` | the text in `.txt`, if a sample has one; else a key of `.json` is the caption |
+//! | `caption` | the text in `.txt`; of a sample without one, the key `caption` of `.json`. Without either, another key of `.json` is the caption |
 //! | `__path__` | the image's path, for an id that is unique where keys repeat; only if it is named as the id |
 //! | others | the keys of `.json`, as `json.KEY` if the name is taken |
+//!
+//! The members of a sample must be adjacent: the library, which reads streams, would make two samples of them.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     ColumnNames,
@@ -22,9 +27,12 @@ use super::{
 use crate::{
     data::{
         location::Location,
-        store::container::{
-            escaped,
-            tar::{Member, MemberKind, TarError, TarScan},
+        store::{
+            Kind,
+            container::{
+                Archive, escaped,
+                tar::{Member, MemberKind, TarError, TarScan, sample_key},
+            },
         },
     },
     error::{Error, Result},
@@ -51,6 +59,7 @@ const NAMED_KEYS: usize = 16;
 enum Source {
     Key,
     Image,
+    /// `.txt`, or else a key of `.json`.
     Text,
     Path,
     Json(String),
@@ -74,11 +83,14 @@ struct Sample {
 /// Reads the samples of a shard.
 pub(super) struct WebDataset {
     at: Location,
+    archive: Archive,
     scan: TarScan,
     /// The first member of the next sample.
     pending: Option<Member>,
     header: Vec<String>,
     sources: Vec<Source>,
+    /// The columns that keys of `.json` go to.
+    json_columns: HashMap<String, usize>,
     /// The extension that images have, if it is not any.
     image_ending: Option<String>,
     /// Keys of `.json` that must be plain text.
@@ -93,16 +105,34 @@ impl WebDataset {
     /// Opens a shard. Its columns are `header`, or else what its first samples have.
     ///
     /// # Errors
-    /// If it cannot be read or is no tar.
+    /// If it is not a regular file, cannot be read or is no tar.
     pub(super) fn open(at: &Location, names: &ColumnNames, header: Option<&[String]>) -> Result<Self> {
+        let path = at.as_path();
+        let refuse = |message: &str| Error::Table {
+            path: path.to_path_buf(),
+            line: None,
+            message: message.to_owned(),
+        };
+        // Opening a named pipe blocks.
+        if !matches!(at.kind().map_err(Error::io("read", path))?, Kind::File(_)) {
+            return Err(refuse(
+                "is not a regular file, and an archive is read more than once; write it to a file first",
+            ));
+        }
+        let archive = Archive::list(path).map_err(read_error(at))?;
+        let archive = archive.ok_or_else(|| {
+            refuse("is not a tar archive; leave out --format, or name the format that it has")
+        })?;
         let image_name = if names.image == IMAGE_NAMES[0] { "image" } else { &names.image };
         let text_name = if names.caption == "txt" { "txt" } else { CAPTION_NAMES[0] };
         let mut shard = Self {
             at: at.clone(),
+            archive,
             scan: TarScan::open(at, 0).map_err(read_error(at))?,
             pending: None,
             header: Vec::new(),
             sources: Vec::new(),
+            json_columns: HashMap::new(),
             image_ending: Some(names.image.to_lowercase()).filter(|_| names.image != IMAGE_NAMES[0]),
             plain: Vec::new(),
             sample: Sample::default(),
@@ -120,38 +150,50 @@ impl WebDataset {
                 header
             }
         };
-        let has_text = shard.header.get(2).is_some_and(|name| name == text_name);
         let source = |(column, name): (usize, &String)| match column {
             0 => Source::Key,
             1 => Source::Image,
-            2 if has_text => Source::Text,
+            _ if name == text_name => Source::Text,
             _ if name == PATH => Source::Path,
             _ => Source::Json(name.strip_prefix(JSON).unwrap_or(name).to_owned()),
         };
         shard.sources = shard.header.iter().enumerate().map(source).collect();
+        let columns = shard.sources.iter().enumerate();
+        shard.json_columns = columns
+            .filter_map(|(column, source)| match source {
+                Source::Json(key) => Some((key.clone(), column)),
+                _ => None,
+            })
+            .collect();
+        // Without a column of its own, the key of the text's name stands in for a missing `.txt`.
+        if let Some(text) = shard.sources.iter().position(|source| *source == Source::Text) {
+            shard.json_columns.entry(text_name.to_owned()).or_insert(text);
+        }
         shard.fields = vec![String::new(); shard.header.len()];
         Ok(shard)
     }
 
     /// The columns that the first samples have.
     fn scan_columns(&mut self, image: &str, text: &str) -> Result<Vec<String>> {
-        let (mut has_text, mut keys) = (false, Vec::new());
+        // `columns.caption=txt` asks for a column of `.txt`, wherever the first one is.
+        let (mut has_text, mut keys, mut known) = (text == "txt", Vec::new(), HashSet::new());
         for _ in 0..SCANNED_SAMPLES {
             let Some(sample) = self.next_sample()? else { break };
             has_text |= sample.text.is_some();
-            for (key, _) in sample.json {
-                if !keys.contains(&key) {
-                    keys.push(key);
-                }
-            }
+            keys.extend(sample.json.into_iter().map(|(key, _)| key).filter(|key| known.insert(key.clone())));
+        }
+        if self.number == 0 {
+            let message = "the archive has no samples, which are members such as 000.jpg and 000.txt";
+            return Err(self.refuse_header(message.to_owned()));
         }
         let mut header = vec![KEY.to_owned(), image.to_owned()];
         header.extend(has_text.then(|| text.to_owned()));
+        let mut taken: HashSet<String> = header.iter().cloned().chain([PATH.to_owned()]).collect();
         for key in keys {
             // The image's column must stay the only one of its names when an output is read again.
             let is_image = IMAGE_NAMES.iter().any(|name| name.eq_ignore_ascii_case(&key));
-            let taken = is_image || header.contains(&key) || key == PATH || key.starts_with(JSON);
-            header.push(if taken { format!("{JSON}{key}") } else { key });
+            let is_free = !is_image && !key.starts_with(JSON) && taken.insert(key.clone());
+            header.push(if is_free { key } else { format!("{JSON}{key}") });
         }
         Ok(header)
     }
@@ -164,12 +206,6 @@ impl WebDataset {
                 None => match self.scan.next_member() {
                     Ok(Some(member)) => member,
                     Ok(None) => {
-                        if !self.scan.is_complete() {
-                            warn_once(format!(
-                                "{}: the archive has no end, so it may have been cut; its last sample may lack members",
-                                self.at
-                            ));
-                        }
                         return Ok(None);
                     }
                     Err(TarError::Io(error)) => return Err(read_error(&self.at)(error)),
@@ -179,16 +215,10 @@ impl WebDataset {
             if member.kind == MemberKind::Other {
                 continue;
             }
-            let name = escaped(&member.name);
-            let base = name.rfind('/').map_or(0, |at| at + 1);
-            match name[base..].find('.') {
-                // Names without a dot, or that start with one, belong to no sample.
-                None | Some(0) => {}
-                Some(dot) => {
-                    let (key, ending) = name.split_at(base + dot);
-                    let (key, ending) = (key.to_owned(), ending[1..].to_lowercase());
-                    return Ok(Some((member, key, ending)));
-                }
+            // Names without a dot, or that start with one, belong to no sample.
+            if let Some((key, ending)) = sample_key(&member.name) {
+                let (key, ending) = (escaped(key), escaped(ending).to_lowercase());
+                return Ok(Some((member, key, ending)));
             }
         }
     }
@@ -208,6 +238,16 @@ impl WebDataset {
             });
             self.add(sample, &member, ending)?;
         }
+        if let Some(sample) = &mut sample
+            && self.pending.is_none()
+            && !self.scan.is_complete()
+        {
+            sample.refuse(
+                "the archive ends here without its end marker, so members of this sample may be missing; copy the archive \
+                 again"
+                    .to_owned(),
+            );
+        }
         self.number += u64::from(sample.is_some());
         Ok(sample)
     }
@@ -215,6 +255,15 @@ impl WebDataset {
     /// Adds a member to its sample.
     fn add(&mut self, sample: &mut Sample, member: &Member, ending: String) -> Result<()> {
         let name = escaped(&member.name);
+        if sample.endings.is_empty()
+            && sample_key(&member.name).is_some_and(|(key, _)| self.archive.is_split(key))
+        {
+            let first = sample.key.clone();
+            sample.refuse(format!(
+                "the members of `{first}` are not next to each other in the archive; pack it again in the order of names \
+                 (tar --sort=name)"
+            ));
+        }
         let rank = match &self.image_ending {
             Some(expected) => (*expected == ending).then_some(0),
             None => IMAGE_ENDINGS.iter().position(|known| *known == ending),
@@ -245,6 +294,12 @@ impl WebDataset {
 
     /// The contents of a member that is text.
     fn text_of(&mut self, member: &Member, name: &str) -> Result<Result<Vec<u8>, String>> {
+        if member.kind == MemberKind::Link {
+            return Ok(Err(format!(
+                "{name} is a link, which is not followed; pack the archive again with the files themselves (tar \
+                 --dereference --hard-dereference)"
+            )));
+        }
         if member.kind == MemberKind::Sparse {
             return Ok(Err(format!("{name} is a sparse member; pack the archive again without --sparse")));
         }
@@ -267,20 +322,21 @@ impl WebDataset {
             let field = &mut self.fields[column];
             match source {
                 Source::Key => sample.key.clone_into(field),
-                // A sample without an image gets the path of one that is not there.
+                // A sample without an image gets a path that no other sample's member has.
                 Source::Image | Source::Path => {
-                    let name = sample.image.as_ref().map_or(&sample.key, |(_, name)| name);
-                    *field = format!("{shard}/{name}");
+                    *field = match &sample.image {
+                        Some((_, name)) => format!("{shard}/{name}"),
+                        None => format!("{shard}/{}.(no image)", sample.key),
+                    };
                 }
                 Source::Text => field.push_str(sample.text.as_deref().unwrap_or_default()),
                 Source::Json(_) => {}
             }
         }
         for (key, value) in &sample.json {
-            let column =
-                self.sources.iter().position(|source| matches!(source, Source::Json(own) if own == key));
-            match column {
-                Some(column) => value.text.clone_into(&mut self.fields[column]),
+            match self.json_columns.get(key) {
+                Some(&column) if self.sources[column] == Source::Text && sample.text.is_some() => {}
+                Some(&column) => value.text.clone_into(&mut self.fields[column]),
                 None if self.other_keys.len() < NAMED_KEYS && !self.other_keys.contains(key) => {
                     warn_once(format!(
                         "{}: the key `{key}` of {}.json occurs after the columns were fixed, and is not carried",
@@ -290,6 +346,13 @@ impl WebDataset {
                 }
                 None => {}
             }
+        }
+        if sample.text.is_some() && !self.sources.contains(&Source::Text) {
+            warn_once(format!(
+                "{}: {}.txt occurs after the columns were fixed, and is not carried; for captions in .txt, name their \
+                 column (--set columns.caption=txt)",
+                self.at, sample.key
+            ));
         }
         self.sample = sample;
     }
@@ -312,11 +375,8 @@ impl TableReader for WebDataset {
     }
 
     fn expect_text(&mut self, columns: &[usize]) {
-        let json = columns.iter().filter_map(|&column| match &self.sources[column] {
-            Source::Json(key) => Some(key.clone()),
-            _ => None,
-        });
-        self.plain = json.collect();
+        let plain = self.json_columns.iter().filter(|(_, column)| columns.contains(column));
+        self.plain = plain.map(|(key, _)| key.clone()).collect();
     }
 
     fn read(&mut self) -> Result<Read> {

@@ -135,7 +135,8 @@ impl ParquetRatings {
                     column.ratings(rows, &mut self.ratings).map_err(error)?;
                 } else {
                     texts.clear();
-                    if let Err(row) = column.texts(rows, |text| texts.push(text)).map_err(error)? {
+                    if let Err(not_text) = column.texts(rows, |text| texts.push(text)).map_err(error)? {
+                        let row = not_text[0];
                         return Err(self.source.not_text(self.row + row as u64, index));
                     }
                 }
@@ -293,7 +294,8 @@ fn read_groups(
             let mut rating_column = source.column(number, source.header.rating_index())?;
             for done in (0..rows).step_by(BATCH_ROWS) {
                 let batch = (rows - done).min(BATCH_ROWS);
-                if let Err(row) = id_column.texts(batch, |text| group_ids.push(text)).map_err(error)? {
+                if let Err(not_text) = id_column.texts(batch, |text| group_ids.push(text)).map_err(error)? {
+                    let row = not_text[0];
                     return Err(source.not_text(first_row + (done + row) as u64, source.header.id_index()));
                 }
                 rating_column.ratings(batch, &mut group_ratings).map_err(error)?;

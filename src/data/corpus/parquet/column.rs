@@ -47,13 +47,13 @@ impl Column {
         Ok(())
     }
 
-    /// Passes `rows` values to `push`, nulls as empty text. The inner `Err(row)` is the index of the first value that is
-    /// not UTF-8, which is passed as empty text, too.
+    /// Passes `rows` values to `push`, nulls as empty text. The inner `Err(rows)` are the indices of the values that are not
+    /// UTF-8, which are passed as empty text, too.
     pub(crate) fn texts(
         &mut self,
         rows: usize,
         mut push: impl FnMut(&str),
-    ) -> std::result::Result<std::result::Result<(), usize>, ParquetError> {
+    ) -> std::result::Result<std::result::Result<(), Vec<usize>>, ParquetError> {
         use std::fmt::Write as _;
         let (level, levels, kind) = (self.max_level, &mut self.levels, self.kind);
         let mut scratch = String::new();
@@ -71,15 +71,15 @@ impl Column {
                 })?
             };
         }
-        let (mut at, mut not_text) = (0, None);
+        let (mut at, mut not_text) = (0, Vec::new());
         match &mut self.reader {
             ColumnReader::ByteArrayColumnReader(reader)
                 if matches!(kind, ValueType::Text | ValueType::Bytes) =>
             {
                 Self::values(reader, level, levels, rows, |value| {
                     let text = value.map_or(Ok(""), |value| std::str::from_utf8(value.data()));
-                    if text.is_err() && not_text.is_none() {
-                        not_text = Some(at);
+                    if text.is_err() {
+                        not_text.push(at);
                     }
                     push(text.unwrap_or(""));
                     at += 1;
@@ -117,7 +117,7 @@ impl Column {
         if unreadable {
             return Err(ParquetError::NYI("a value that does not have its column's type".to_owned()));
         }
-        Ok(not_text.map_or(Ok(()), Err))
+        Ok(if not_text.is_empty() { Ok(()) } else { Err(not_text) })
     }
 
     /// Passes over `rows` values, of which whole pages are not decompressed.

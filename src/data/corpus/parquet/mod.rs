@@ -7,7 +7,7 @@
 mod column;
 mod value_type;
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{collections::HashMap, fs::File, io::Read as _, path::Path, sync::Arc};
 
 use parquet::{
     basic::Type as PhysicalType,
@@ -49,7 +49,9 @@ pub(crate) fn parquet_error(action: &'static str, path: &Path, error: ParquetErr
             Ok(source) => Error::Io { action, path: path.to_path_buf(), source: *source },
             Err(source) => refuse(format!("cannot {action} this Parquet file: {source}")),
         },
-        error => refuse(format!("cannot {action} this Parquet file: {error}")),
+        error => refuse(format!(
+            "cannot {action} this Parquet file: {error}; if it was cut on its way, copy it again"
+        )),
     }
 }
 
@@ -80,6 +82,8 @@ pub(super) struct ParquetTable {
     texts: Vec<Vec<String>>,
     batch: usize,
     current: usize,
+    /// Rows of the batch with a value that is not UTF-8, and its column.
+    not_text: HashMap<usize, usize>,
     /// Number of rows read, and of those before the current row group.
     row: u64,
 }
@@ -100,7 +104,17 @@ impl ParquetTable {
             return Err(refuse("is not a regular file"));
         }
         let local = at.local().ok_or_else(|| refuse("is not a local file; copy it to this machine first"))?;
-        let file = File::open(local).map_err(Error::io("read", path))?;
+        let mut file = File::open(local).map_err(Error::io("read", path))?;
+        let mut magic = [0; 4];
+        match file.read_exact(&mut magic).map(|()| &magic) {
+            Ok(b"PAR1") => {}
+            Ok(b"PARE") => return Err(refuse("is an encrypted Parquet file; decrypt it first")),
+            _ => {
+                return Err(refuse(
+                    "is not a Parquet file; leave out --format, or name the format that it has",
+                ));
+            }
+        }
         let file = SerializedFileReader::new(file).map_err(|error| parquet_error("read", path, error))?;
         let mut table = Self {
             at: at.clone(),
@@ -113,6 +127,7 @@ impl ParquetTable {
             texts: Vec::new(),
             batch: 0,
             current: 0,
+            not_text: HashMap::new(),
             row: 0,
         };
         let left_out = table.find_columns(names).map_err(|error| parquet_error("read", path, error))?;
@@ -167,9 +182,11 @@ impl ParquetTable {
         Ok(left_out)
     }
 
-    /// Whether the first value of a column of bytes is text rather than an image.
+    /// Whether the first values of a column of bytes are text, and none of them is an image. A few that are damaged do not
+    /// decide.
     fn is_text(&self, index: usize) -> Result<bool, ParquetError> {
         let Leaf { leaf, kind, .. } = self.columns[index];
+        let mut has_text = false;
         for group in 0..self.file.num_row_groups() {
             let rows = usize::try_from(self.file.metadata().row_group(group).num_rows()).unwrap_or(0);
             let mut values = column(&self.file, group, leaf, kind)?;
@@ -178,12 +195,16 @@ impl ParquetTable {
                 let is_text = values.texts(1, |text| start = Some(text.to_owned()))?.is_ok();
                 match start {
                     _ if !is_text => return Ok(false),
-                    Some(text) if !text.is_empty() => return Ok(FileFormat::of(text.as_bytes()).is_err()),
-                    _ => {}
+                    Some(text) if FileFormat::of(text.as_bytes()).is_ok() => return Ok(false),
+                    Some(text) => has_text |= !text.is_empty(),
+                    None => {}
                 }
             }
+            if has_text {
+                break;
+            }
         }
-        Ok(true)
+        Ok(has_text)
     }
 
     /// Decodes the next batch; `false` at the end of the file.
@@ -195,21 +216,14 @@ impl ParquetTable {
             self.open_group(self.group)?;
         }
         let rows = self.left_in_group.min(BATCH_ROWS);
+        self.not_text.clear();
         for (index, values) in self.readers.iter_mut().enumerate() {
             let texts = &mut self.texts[index];
             texts.clear();
             let Some(values) = values else { continue };
             let read = values.texts(rows, |text| texts.push(text.to_owned()));
-            if let Err(row) = read.map_err(|error| parquet_error("read", self.at.as_path(), error))? {
-                return Err(Error::Table {
-                    path: self.at.as_path().to_path_buf(),
-                    line: None,
-                    message: format!(
-                        "the column `{}` is not UTF-8 in row {}",
-                        self.header[index],
-                        self.row + row as u64 + 1
-                    ),
-                });
+            if let Err(rows) = read.map_err(|error| parquet_error("read", self.at.as_path(), error))? {
+                self.not_text.extend(rows.into_iter().map(|row| (row, index)));
             }
         }
         self.left_in_group -= rows;
@@ -280,7 +294,13 @@ impl TableReader for ParquetTable {
         }
         self.row += 1;
         self.locate_images();
-        Ok(Read::Row)
+        Ok(match self.not_text.get(&self.current) {
+            None => Read::Row,
+            Some(&column) => Read::Malformed(Malformed {
+                line: self.row,
+                message: format!("the value of the column `{}` is not UTF-8", self.header[column]),
+            }),
+        })
     }
 
     fn field(&self, column: usize) -> &str {

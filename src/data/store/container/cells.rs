@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -20,6 +20,7 @@ use parquet::{
 };
 
 use super::slice::Range;
+use crate::data::{location::Location, store::Readable};
 
 /// Upper bound on the size of the kept pages together; the last one is kept whatever its size.
 const MOST_KEPT_BYTES: usize = 96 << 20;
@@ -44,6 +45,7 @@ static KEPT: Mutex<VecDeque<(PageKey, Arc<Page>)>> = Mutex::new(VecDeque::new())
 pub(super) struct Cells {
     /// Distinguishes the files whose pages are kept.
     id: u64,
+    folder: PathBuf,
     file: SerializedFileReader<File>,
     /// Indices of the columns of bytes, by their names.
     leaves: HashMap<String, usize>,
@@ -83,7 +85,8 @@ impl Cells {
             let before = groups.last().copied().unwrap_or(0);
             groups.push(before.saturating_add(u64::try_from(group.num_rows()).unwrap_or(0)));
         }
-        Ok(Self { id, file, leaves, groups, pages: Mutex::default() })
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Self { id, folder, file, leaves, groups, pages: Mutex::default() })
     }
 
     /// The column and the row, counted from 0, of a path within the file.
@@ -107,21 +110,38 @@ impl Cells {
         })
     }
 
-    /// Opens a cell.
-    pub(super) fn cell(&self, within: &str, from: u64) -> io::Result<Cell> {
+    /// Opens a cell. If it is null, but the field `path` beside its field `bytes` is not, the file at that path.
+    pub(super) fn cell(&self, within: &str, from: u64) -> io::Result<Box<dyn Readable>> {
         let (leaf, row) = self.look(within)?;
+        if let Some(value) = self.value(leaf, row)? {
+            return Ok(Box::new(Cell { range: Range { length: value.len() as u64, at: from }, value }));
+        }
+        let column = within.rsplit_once('/').map_or("", |(column, _)| column);
+        let paths = column.strip_suffix("bytes").filter(|group| group.ends_with('.'));
+        let paths = paths.and_then(|group| self.leaves.get(&format!("{group}path")));
+        let path = paths.map(|&leaf| self.value(leaf, row)).transpose()?.flatten();
+        match path.as_ref().and_then(|path| std::str::from_utf8(path.data()).ok()) {
+            Some(path) if !path.is_empty() => {
+                let path = self.folder.join(path);
+                // Not another cell, which may be this one.
+                if !path.is_file() {
+                    let message = format!("the image is null, and there is no file {}", path.display());
+                    return Err(io::Error::new(io::ErrorKind::NotFound, message));
+                }
+                Location::from(path).open(from)
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the image is null")),
+        }
+    }
+
+    /// The value of a column in a row, counted from 0.
+    fn value(&self, leaf: usize, row: u64) -> io::Result<Option<ByteArray>> {
         let group = self.groups.partition_point(|&first| first <= row) - 1;
         let row = usize::try_from(row - self.groups[group]).unwrap_or(usize::MAX);
         let page = self.page(leaf, group, row)?;
-        match page.values.get(row - page.first) {
-            Some(Some(value)) => {
-                Ok(Cell { range: Range { length: value.len() as u64, at: from }, value: value.clone() })
-            }
-            Some(None) => Err(io::Error::new(io::ErrorKind::InvalidData, "the image is null")),
-            None => {
-                Err(io::Error::new(io::ErrorKind::InvalidData, "the column ends before its row group does"))
-            }
-        }
+        page.values.get(row - page.first).cloned().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the column ends before its row group does")
+        })
     }
 
     /// The page with a row of a row group.

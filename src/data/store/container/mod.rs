@@ -13,7 +13,7 @@ mod slice;
 pub mod tar;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     io::Read as _,
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ use std::{
 
 use cells::Cells;
 use slice::{DecompressedSlice, Slice};
-use tar::{MemberKind, TarScan};
+use tar::{MemberKind, NO_HEADER, TarError, TarScan, sample_key};
 
 use super::{Codec, Kind, Readable, Stamp};
 use crate::data::location::Location;
@@ -45,12 +45,38 @@ struct Place {
     size: u64,
     /// Bytes of its contents that are missing at the end of the archive.
     missing: u64,
+    /// Whether another member has the same name.
+    repeated: bool,
+}
+
+/// An archive whose members were listed.
+pub(crate) struct Archive(Arc<Index>);
+
+impl Archive {
+    /// Lists the members of an archive; `None` if the file is none.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or something follows its end.
+    pub(crate) fn list(path: &Path) -> io::Result<Option<Self>> {
+        let index = index_of(path)?.filter(|index| matches!(index.contents, Contents::Archive { .. }));
+        Ok(index.map(Self))
+    }
+
+    /// Whether the members of a sample are not adjacent.
+    pub(crate) fn is_split(&self, key: &[u8]) -> bool {
+        matches!(&self.0.contents, Contents::Archive { split, .. } if split.contains(key))
+    }
 }
 
 /// What is in a container.
 enum Contents {
     /// The members of an archive by their names.
-    Archive { codec: Option<Codec>, members: HashMap<Box<[u8]>, Place> },
+    Archive {
+        codec: Option<Codec>,
+        members: HashMap<Box<[u8]>, Place>,
+        /// The keys of samples whose members are not adjacent.
+        split: HashSet<Box<[u8]>>,
+    },
     /// The cells of a table.
     Table(Box<Cells>),
 }
@@ -87,8 +113,8 @@ pub(super) fn open(path: &Path, from: u64) -> io::Result<Option<Box<dyn Readable
     let Some((container, name)) = split(path) else { return Ok(None) };
     let Some(index) = index_of(&container)? else { return Ok(None) };
     let (codec, members) = match &index.contents {
-        Contents::Archive { codec, members } => (codec, members),
-        Contents::Table(cells) => return Ok(Some(Box::new(cells.cell(&text_of(name), from)?))),
+        Contents::Archive { codec, members, .. } => (codec, members),
+        Contents::Table(cells) => return Ok(Some(cells.cell(&text_of(name), from)?)),
     };
     let Place { data, size, .. } = find(members, &name)?;
     Ok(Some(match *codec {
@@ -176,7 +202,8 @@ impl Index {
         }
         let codec = location.codec()?;
         let mut scan = TarScan::open(location, 0)?;
-        let mut members = HashMap::new();
+        let mut members: HashMap<Box<[u8]>, Place> = HashMap::new();
+        let (mut keys, mut split, mut last) = (HashSet::new(), HashSet::new(), Box::<[u8]>::default());
         loop {
             match scan.next_member() {
                 Ok(Some(member)) => {
@@ -185,18 +212,34 @@ impl Index {
                         data: member.data,
                         size: member.size,
                         missing: scan.missing(&member),
+                        repeated: false,
                     };
-                    // Of members with one name, the first is meant.
-                    members.entry(member.name.into_boxed_slice()).or_insert(place);
+                    if member.kind != MemberKind::Other
+                        && let Some((key, _)) = sample_key(&member.name)
+                        && *key != *last
+                    {
+                        last = Box::from(key);
+                        if !keys.insert(last.clone()) {
+                            split.insert(last.clone());
+                        }
+                    }
+                    members
+                        .entry(member.name.into_boxed_slice())
+                        .and_modify(|known| known.repeated = true)
+                        .or_insert(place);
+                }
+                Ok(None) if scan.is_complete() => {
+                    scan.expect_end()?;
+                    break;
                 }
                 Ok(None) => break,
-                Err(tar::TarError::Io(error)) => return Err(error),
+                Err(TarError::Damaged { at: 0, message: NO_HEADER }) => return Ok(None),
                 // What comes before the damage can be read.
-                Err(tar::TarError::Damaged { .. }) if members.is_empty() => return Ok(None),
-                Err(tar::TarError::Damaged { .. }) => break,
+                Err(TarError::Damaged { .. }) if !members.is_empty() => break,
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(Some(Self { stamp, contents: Contents::Archive { codec, members } }))
+        Ok(Some(Self { stamp, contents: Contents::Archive { codec, members, split } }))
     }
 }
 
@@ -207,6 +250,10 @@ fn find(members: &HashMap<Box<[u8]>, Place>, name: &[u8]) -> io::Result<Place> {
         refuse(io::ErrorKind::NotFound, "there is no such member in the archive".to_owned())
     })?;
     match place.kind {
+        _ if place.repeated => Err(refuse(
+            io::ErrorKind::InvalidData,
+            "the archive contains several members of this name, so which one is meant is unknown".to_owned(),
+        )),
         MemberKind::File if place.missing > 0 => Err(refuse(
             io::ErrorKind::InvalidData,
             format!(
@@ -219,9 +266,13 @@ fn find(members: &HashMap<Box<[u8]>, Place>, name: &[u8]) -> io::Result<Place> {
             io::ErrorKind::Unsupported,
             "a sparse member, which is not read; pack the archive again without --sparse".to_owned(),
         )),
-        MemberKind::Other => {
-            Err(refuse(io::ErrorKind::Unsupported, "a folder or a link, not an image".to_owned()))
-        }
+        MemberKind::Link => Err(refuse(
+            io::ErrorKind::Unsupported,
+            "a link, which is not followed; pack the archive again with the files themselves (tar --dereference \
+             --hard-dereference)"
+                .to_owned(),
+        )),
+        MemberKind::Other => Err(refuse(io::ErrorKind::Unsupported, "a folder, not an image".to_owned())),
     }
 }
 

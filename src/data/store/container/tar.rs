@@ -5,10 +5,10 @@
 
 use std::{
     fmt,
-    io::{self, BufReader, ErrorKind, Read, Seek},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Seek},
 };
 
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
 use crate::data::{
     location::Location,
@@ -34,6 +34,20 @@ pub enum TarError {
         /// What is wrong.
         message: &'static str,
     },
+    /// Something follows the end of the archive, at this position.
+    Trailing {
+        /// Its position in bytes.
+        at: u64,
+    },
+}
+
+impl From<TarError> for io::Error {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Io(error) => error,
+            error => Self::new(ErrorKind::InvalidData, error.to_string()),
+        }
+    }
 }
 
 impl From<io::Error> for TarError {
@@ -49,6 +63,11 @@ impl fmt::Display for TarError {
             Self::Damaged { at, message } => {
                 write!(formatter, "the archive is damaged at byte {at}: {message}; copy it again")
             }
+            Self::Trailing { at } => write!(
+                formatter,
+                "data follows the end of the archive at byte {at}, as in archives that were joined with cat; only the first \
+                 would be read, so pass them as separate files"
+            ),
         }
     }
 }
@@ -60,7 +79,9 @@ pub enum MemberKind {
     File,
     /// A file of which only parts are stored.
     Sparse,
-    /// A folder, a link or the like.
+    /// A link to another file.
+    Link,
+    /// A folder, a device or the like.
     Other,
 }
 
@@ -134,7 +155,7 @@ impl TarScan {
             }
             let header = Header::from_byte_slice(&block);
             if !is_header(&block) {
-                return Err(refuse("there is no header, or its checksum is wrong"));
+                return Err(refuse(NO_HEADER));
             }
             let kind = header.entry_type();
             let stored = header.entry_size().map_err(|_| refuse("the size of a member is not a number"))?;
@@ -154,7 +175,8 @@ impl TarScan {
                 }
                 EntryType::GNULongLink | EntryType::XGlobalHeader => {}
                 EntryType::XHeader => {
-                    extended = Extended::parse(&self.extension(size).map_err(|_| refuse(TOO_LONG))?);
+                    let bytes = self.extension(size).map_err(|_| refuse(TOO_LONG))?;
+                    extended = Extended::parse(&bytes).ok_or_else(|| refuse("a PAX header is malformed"))?;
                 }
                 _ => {
                     let name =
@@ -165,6 +187,7 @@ impl TarScan {
                         EntryType::Regular | EntryType::Continuous if !name.ends_with(b"/") => {
                             MemberKind::File
                         }
+                        EntryType::Link | EntryType::Symlink => MemberKind::Link,
                         _ => MemberKind::Other,
                     };
                     return Ok(Some(Member { name: plain_name(name), kind, at, data, size }));
@@ -228,6 +251,29 @@ impl TarScan {
         if bytes.len() as u64 == size { Ok(bytes) } else { Err(ErrorKind::UnexpectedEof.into()) }
     }
 
+    /// Reads what follows the end of the archive, which must be zeros. The checksum of a compressed archive is verified by
+    /// that.
+    ///
+    /// # Errors
+    /// If something else follows, or reading fails.
+    pub fn expect_end(&mut self) -> Result<(), TarError> {
+        loop {
+            let buffer = match self.input.fill_buf() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                buffer => buffer?,
+            };
+            if let Some(at) = buffer.iter().position(|&byte| byte != 0) {
+                return Err(TarError::Trailing { at: self.position + at as u64 });
+            }
+            let read = buffer.len();
+            if read == 0 {
+                return Ok(());
+            }
+            self.input.consume(read);
+            self.position += read as u64;
+        }
+    }
+
     /// How many bytes of a member's contents are missing because the archive ends early; 0 if it is compressed, which
     /// is found when the contents are read.
     pub fn missing(&self, member: &Member) -> u64 {
@@ -235,6 +281,8 @@ impl TarScan {
     }
 }
 
+/// What is wrong with a file that is no archive.
+pub(super) const NO_HEADER: &str = "there is no header, or its checksum is wrong";
 const TOO_LONG: &str = "a long name or PAX header is cut or too long";
 
 /// What a PAX header says of the next member.
@@ -246,17 +294,24 @@ struct Extended {
 }
 
 impl Extended {
-    fn parse(bytes: &[u8]) -> Self {
+    /// Parses records `LENGTH KEY=VALUE\n`, whose values may contain line breaks; `None` if one is malformed.
+    fn parse(mut bytes: &[u8]) -> Option<Self> {
         let mut found = Self::default();
-        for extension in PaxExtensions::new(bytes).flatten() {
-            match extension.key_bytes() {
-                b"path" => found.name = Some(extension.value_bytes().to_vec()),
-                b"size" => found.size = extension.value().ok().and_then(|size| size.parse().ok()),
+        while !bytes.is_empty() {
+            let digits = bytes.iter().position(|&byte| byte == b' ')?;
+            let length: usize = std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()?;
+            let record = bytes.get(digits + 1..length)?.strip_suffix(b"\n")?;
+            bytes = &bytes[length..];
+            let equals = record.iter().position(|&byte| byte == b'=')?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            match key {
+                b"path" => found.name = Some(value.to_vec()),
+                b"size" => found.size = Some(std::str::from_utf8(value).ok()?.parse().ok()?),
                 key if key.starts_with(b"GNU.sparse.") => found.sparse = true,
                 _ => {}
             }
         }
-        found
+        Some(found)
     }
 }
 
@@ -268,6 +323,14 @@ fn skip(input: &mut BufReader<Box<dyn Readable>>, from: u64, to: u64) -> io::Res
         Some(by) => input.seek_relative(by),
         None => input.seek(io::SeekFrom::Start(to)).map(drop),
     }
+}
+
+/// The name of a member up to the first dot of its last part, by which WebDataset groups members into samples, and what
+/// follows the dot; `None` if there is no dot, or only one in front.
+pub fn sample_key(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let base = name.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+    let dot = base + name[base..].iter().position(|&byte| byte == b'.').filter(|&dot| dot > 0)?;
+    Some((&name[..dot], &name[dot + 1..]))
 }
 
 /// Whether a block is a header with the right checksum.
@@ -305,6 +368,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pax_records_are_delimited_by_their_lengths() {
+        let found = Extended::parse(b"20 path=two\nlines.jpg\n12 size=345\n");
+        assert!(found.is_none(), "the second length is wrong");
+        let found = Extended::parse(b"22 path=two\nlines.jpg\n12 size=345\n").unwrap();
+        assert_eq!((found.name.as_deref(), found.size), (Some(&b"two\nlines.jpg"[..]), Some(345)));
+        for malformed in [&b"99 path=a\n"[..], b"path=a\n", b"10 path=a", b"8 pathab\n", b"0 \n"] {
+            assert!(Extended::parse(malformed).is_none());
+        }
+    }
+
+    #[test]
+    fn members_are_grouped_by_the_first_dot_of_the_last_part() {
+        for (name, expected) in [
+            ("a.jpg", Some(("a", "jpg"))),
+            ("a.seg.png", Some(("a", "seg.png"))),
+            ("x.y/a.jpg", Some(("x.y/a", "jpg"))),
+            ("a", None),
+            ("x.y/a", None),
+            (".a.jpg", None),
+        ] {
+            let expected = expected.map(|(key, rest): (&str, &str)| (key.as_bytes(), rest.as_bytes()));
+            assert_eq!(sample_key(name.as_bytes()), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn names_and_sizes_of_pax_headers_are_read_and_sparse_members_are_known() {
         let folder = tempfile::tempdir().unwrap();
         let mut archive = Builder::new(Vec::new());
@@ -336,7 +425,7 @@ mod tests {
             (long.as_str(), MemberKind::File, 5),
             ("b.txt", MemberKind::Sparse, 5),
             ("c.txt", MemberKind::Sparse, 5),
-            ("d.txt", MemberKind::Other, 0),
+            ("d.txt", MemberKind::Link, 0),
         ];
         assert_eq!(found, expected.map(|(name, kind, length)| (name.to_owned(), kind, length)));
         assert!(scan.is_complete());
