@@ -59,6 +59,7 @@ fn rate(corpus: &Path, run: &Path, sets: &[String]) -> Result<()> {
         rating_column: "rating".to_owned(),
         batch: 64,
         batch_normalized: false,
+        by_rater: false,
         overwrite: true,
         images: false,
         note_column: None,

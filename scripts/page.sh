@@ -58,7 +58,7 @@ cat >"$work/config.json" <<'JSON'
     "pn": "1_2_3", "patch_size": 8,
     "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
     "text_encoder": {"tokens": 8, "channels": 16},
-    "bs": 16, "ep": 2, "tlr": 2e-3, "workers": 1
+    "rule": "excess", "bs": 16, "ep": 2, "tlr": 2e-3, "workers": 1
 }
 JSON
 (

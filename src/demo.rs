@@ -22,6 +22,7 @@ use crate::{
         progress::{Metrics, Progress},
     },
     rater::{
+        crossfit::{HeldOut, read_measured},
         dynamics::{EpochDynamics, recordings},
         page::RunPage,
         scorer::{ScoreRequest, ScoreSummary, score},
@@ -36,7 +37,7 @@ use crate::{
         strategy::{Keep, Strategy},
         subset::{SubsetJob, write_subset},
     },
-    training::run_directory::{Existing, RunDirectory},
+    training::run_directory::{Existing, GAINS, RunDirectory},
 };
 
 /// The built-in configuration, also a file of the repository.
@@ -68,12 +69,13 @@ pub(crate) struct FlawReport {
     pub mean_percentile: f64,
     /// Probability that a record with the flaw is rated below a clean one; `None` for clean records.
     pub auroc: Option<f64>,
-    /// The same with the training loss, averaged over the epochs, in place of the rating; a high loss counts as a low
-    /// rating.
-    pub auroc_of_loss: Option<f64>,
-    /// The same with the running average of the rule's signal.
-    pub auroc_of_average: Option<f64>,
+    /// The same with each of the run's [`MEASURED`] quantities in place of the rating; `None` if it has none.
+    pub auroc_of_measured: [Option<f64>; 4],
 }
+
+/// Quantities that a run measures, whose names say which values count as a low rating: those of a run of a jointly trained
+/// proxy (the loss, averaged over the epochs, and the average of the rule's signal), and those of cross-fitted proxies.
+pub(crate) const MEASURED: [&str; 4] = ["high loss", "low signal", "low caption gain", "high gradient norm"];
 
 /// The results of the demo.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,6 +151,9 @@ const LAYOUT: FolderPatterns = &[
     "run/metrics.jsonl",
     "run/failed.csv",
     "run/inputs.json",
+    "run/gains.csv",
+    "run/folds/*/*",
+    "run/folds/*/*/*",
     "run/dynamics/*",
     "run/image_tokenizer/*",
     "run/text_encoder/*",
@@ -206,13 +211,14 @@ fn write(
         rating_column: "rating".to_owned(),
         batch: config.training.batch,
         batch_normalized: false,
+        by_rater: false,
         overwrite: false,
         images: true,
         note_column: Some("flaw".to_owned()),
         sets: Vec::new(),
     };
     let scoring = score(&request, interrupt, progress)?;
-    let rows = read_ratings(&ratings, &dynamics)?;
+    let rows = read_ratings(&ratings, &dynamics, &run_folder.join(GAINS))?;
     let mut images = scoring.images.clone();
     // A rule with cross-fitted proxies trains none jointly with the rater.
     if points.iter().any(|points| !points.is_empty()) {
@@ -237,7 +243,7 @@ fn write(
             options: RatingsOptions::default(),
             names: RatingColumns::default(),
             image_column: config.data.image_column.clone(),
-            strategy: Strategy::SHIFT_GSAMPLE,
+            strategy: Strategy::FILTER,
             keep: Keep::Share(0.5),
             seed,
             out: folder.join("subset.csv"),
@@ -289,19 +295,25 @@ impl Progress for Curves<'_> {
 
 struct Rated {
     rating: f64,
-    /// The mean over the epochs, and the running average of the rule's signal; NaN if not recorded.
-    loss: f64,
-    average: f64,
+    /// The [`MEASURED`] quantities, so that a low value counts as a low rating; NaN if not measured.
+    measured: [f64; 4],
     flaw: Flaw,
 }
 
-fn read_ratings(path: &Path, dynamics: &[EpochDynamics]) -> Result<Vec<Rated>> {
-    let mut measured = HashMap::new();
+fn read_ratings(path: &Path, dynamics: &[EpochDynamics], gains: &Path) -> Result<Vec<Rated>> {
+    let mut measured: HashMap<String, [f64; 4]> = HashMap::new();
     if let Some(last) = dynamics.last() {
         let average = last.column("average").unwrap_or_default();
         for (at, id) in last.ids.iter().enumerate() {
             let losses = dynamics.iter().filter_map(|epoch| Some(epoch.column("loss")?[at]));
-            measured.insert(id.as_str(), (losses.sum::<f64>() / dynamics.len() as f64, average[at]));
+            let loss = losses.sum::<f64>() / dynamics.len() as f64;
+            measured.insert(id.clone(), [-loss, average[at], f64::NAN, f64::NAN]);
+        }
+    }
+    if gains.exists() {
+        for (id, HeldOut { gain, gain_empty, gradient_norm, .. }) in read_measured(gains)? {
+            let gain = f64::midpoint(gain, gain_empty);
+            measured.insert(id, [f64::NAN, f64::NAN, gain, -gradient_norm]);
         }
     }
     let mut reader = RatingsReader::open(path, &RatingColumns::default())?;
@@ -314,26 +326,31 @@ fn read_ratings(path: &Path, dynamics: &[EpochDynamics]) -> Result<Vec<Rated>> {
         let flaw = row.carried[column]
             .parse()
             .map_err(|_| Error::invalid("the demo's table has an unknown flaw"))?;
-        let (loss, average) = measured.get(row.id.as_str()).copied().unwrap_or((f64::NAN, f64::NAN));
-        rows.push(Rated { rating: row.rating, loss, average, flaw });
+        let measured = measured.get(row.id.as_str()).copied().unwrap_or([f64::NAN; 4]);
+        rows.push(Rated { rating: row.rating, measured, flaw });
     }
     Ok(rows)
 }
 
 fn write_table(path: &Path, flaws: &[FlawReport]) -> Result<()> {
-    let header = ["flaw", "records", "mean_percentile", "auroc", "auroc_of_loss", "auroc_of_average"];
+    let used = used(flaws);
+    let mut header = ["flaw", "records", "mean_percentile", "auroc"].map(str::to_owned).to_vec();
+    header.extend(used.iter().map(|&at| format!("auroc_of_{}", MEASURED[at].replace(' ', "_"))));
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     let row = |line: &FlawReport| {
-        [
-            line.flaw.to_string(),
-            line.records.to_string(),
-            line.mean_percentile.to_string(),
-            number(line.auroc),
-            number(line.auroc_of_loss),
-            number(line.auroc_of_average),
-        ]
+        let mut row = vec![line.flaw.to_string(), line.records.to_string(), line.mean_percentile.to_string()];
+        row.push(number(line.auroc));
+        row.extend(used.iter().map(|&at| number(line.auroc_of_measured[at])));
+        row
     };
     write_csv(path, &header, flaws.iter().map(row))
+}
+
+/// The [`MEASURED`] quantities that the run has.
+pub(crate) fn used(flaws: &[FlawReport]) -> Vec<usize> {
+    let has = |at: &usize| flaws.iter().any(|line| line.auroc_of_measured[*at].is_some());
+    (0..MEASURED.len()).filter(has).collect()
 }
 
 /// How each kind of record was rated. A flaw is detected if its records are rated below clean ones.
@@ -346,9 +363,9 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
             let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
             // AUROC of the flaw against clean records by low values.
             let auroc_of = |value: &dyn Fn(&Rated) -> f64| {
-                let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
+                let compared = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
                 let (scores, positives): (Vec<f64>, Vec<bool>) =
-                    beside.map(|row| (-value(row), row.flaw == flaw)).unzip();
+                    compared.map(|row| (-value(row), row.flaw == flaw)).unzip();
                 let known = flaw != Flaw::Clean && scores.iter().all(|score| score.is_finite());
                 if known { auroc(&scores, &positives) } else { None }
             };
@@ -357,8 +374,7 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
                 records: of.iter().filter(|&&is| is).count(),
                 mean_percentile: mean_percentile(&ratings, &of).unwrap_or(f64::NAN),
                 auroc: auroc_of(&|row| row.rating),
-                auroc_of_loss: auroc_of(&|row| -row.loss),
-                auroc_of_average: auroc_of(&|row| row.average),
+                auroc_of_measured: std::array::from_fn(|at| auroc_of(&|row| row.measured[at])),
             }
         })
         .collect()

@@ -12,7 +12,7 @@ use std::{
 
 use alchemist_engine::config::{
     Compat, Config, Geometry, ImageTokenizerKind, Portion, RaterObjective, RuleSettings, keys,
-    rules::{EXCESS, LOSS},
+    rules::{EXCESS, LOSS, NORM_GAIN},
 };
 use pyramids::PYRAMIDS;
 use serde_json::{Value, json};
@@ -161,7 +161,7 @@ fn a_value_out_of_range_is_named_with_the_range() {
         (r#"{"ac": 9, "bs": 4}"#, "ac", "lower ac"),
         (r#"{"compat": "old"}"#, "compat", "released"),
         (r#"{"batch_size": 7}"#, "batch_size", "set it to 0"),
-        (r#"{"rule": "aligned"}"#, "rule", "\"alignment\" or \"gain\""),
+        (r#"{"rule": "aligned"}"#, "rule", "\"alignment\", \"gain\" or \"norm-gain\""),
         (r#"{"rule": "loss", "rule_geometry": "adamw"}"#, "rule_geometry", "forms no inner products"),
         (r#"{"rule_scaling": "median"}"#, "rule_scaling", "\"standardize\""),
         (r#"{"rater_objective": "both"}"#, "rater_objective", "\"regression\""),
@@ -198,7 +198,8 @@ fn a_rule_brings_its_own_defaults() {
     assert_eq!((alignment.average_from_epoch, alignment.record_norms), (1, true));
     // The released code has the rule of the loss alone, and where samples are mixed none has a gradient of its own.
     let rule = |sets: &[&str]| set(sets).training.rule.rule;
-    assert_eq!(rule(&[]), &EXCESS);
+    assert_eq!(rule(&[]), &NORM_GAIN);
+    assert_eq!(rule(&["compat.validation_epoch=true"]), &EXCESS);
     assert_eq!(rule(&["compat.loss_rule=true"]), &LOSS);
     assert_eq!(rule(&["compat.cross_attention_first_sample=true"]), &LOSS);
     assert_eq!(rule(&["compat.loss_rule=true", "rule=excess"]), &EXCESS);

@@ -20,7 +20,7 @@ use alchemist_engine::{
         synthetic::{DataSetSettings, write_data_set},
     },
     encode::{load_image_tokenizer, load_text_encoder},
-    engine::{DType, Purpose, Random, Tape},
+    engine::{Accumulate, DType, Purpose, Random, Tape, Tensor},
     models::{Mode, Proxy},
     training::{
         checkpoint::{Checkpoint, restore_weights},
@@ -153,8 +153,9 @@ fn mean_over_scales(tokens: &[f64], sides: &[usize]) -> f64 {
     sum / sides.len() as f64
 }
 
-/// The losses of every record with its own and with the empty caption, under the best weights of the fold's proxy.
-fn losses(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 2]> {
+/// The losses of every record with its own and with the empty caption, and the norm of its gradient, under the best weights
+/// of the fold's proxy.
+fn measured(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 3]> {
     let run = work.path(run);
     let config = RunDirectory::config_of(&run).unwrap();
     let tokenizer = load_image_tokenizer(&run.join("image_tokenizer")).unwrap();
@@ -172,13 +173,21 @@ fn losses(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 2]> 
         let image = load_image(&record.image, &preprocess).unwrap();
         let codes = tokenizer.encode(&stack(&[image]).unwrap()).unwrap();
         let input = quantizer.input(&codes).unwrap();
-        let pair = [record.caption.as_str(), ""].map(|caption| {
+        let [own, empty] = [record.caption.as_str(), ""].map(|caption| {
             let states = text.encode(&[caption]).unwrap();
             let mut tape = Tape::inference(&parameters);
             let seen = proxy.loss(&mut tape, &input, &states, &codes, 0.0, Mode::Evaluate).unwrap();
             mean_over_scales(&seen.token_loss.to_f64_vec().unwrap(), quantizer.patch_nums())
         });
-        found.insert(record.id, pair);
+        let states = text.encode(&[&*record.caption]).unwrap();
+        let mut tape = Tape::new(&parameters);
+        let seen = proxy.loss(&mut tape, &input, &states, &codes, 0.0, Mode::Evaluate).unwrap();
+        let mut sum = Accumulate::default();
+        let seed = Tensor::new(&[1], vec![1.0f32]).unwrap();
+        tape.backward(vec![(&seen.sample_loss, seed)], &[], &mut sum).unwrap();
+        let numbers = sum.gradients.iter().flatten().flat_map(|gradient| gradient.to_f64_vec().unwrap());
+        let norm = numbers.map(|number| number * number).sum::<f64>().sqrt();
+        found.insert(record.id, [own, empty, norm]);
     }
     found
 }
@@ -192,12 +201,13 @@ fn gains_are_those_of_the_proxy_that_has_not_seen_the_record() {
     let corpus = rows(&work.path("data/train.csv"));
     let ids = |rows: &[Row]| rows.iter().map(|row| row["id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&gains), ids(&corpus));
-    let evaluated = ["0", "1"].map(|fold| losses(&work, "run", fold));
+    let evaluated = ["0", "1"].map(|fold| measured(&work, "run", fold));
     for row in &gains {
-        let [own, empty] = evaluated[row["fold"].parse::<usize>().unwrap()][&row["id"]];
+        let [own, empty, norm] = evaluated[row["fold"].parse::<usize>().unwrap()][&row["id"]];
         assert_relative_eq!(number(row, "loss"), own, max_relative = 1e-5);
         assert_relative_eq!(number(row, "gain_empty"), empty - own, epsilon = 1e-5 * own);
         assert!(number(row, "gain_std") > 0.0);
+        assert_relative_eq!(number(row, "gradient_norm"), norm, max_relative = 1e-4);
     }
     // A duplicate is evaluated by a proxy that has seen neither of the two.
     let fold: HashMap<&str, &str> = gains.iter().map(|row| (&*row["id"], &*row["fold"])).collect();
@@ -221,16 +231,85 @@ fn gains_are_those_of_the_proxy_that_has_not_seen_the_record() {
         assert_relative_eq!(mean, 0.5, epsilon = 1e-9);
     }
 
-    // The rater rates, the gains select, and other commands do not use a proxy that was never trained.
-    let said =
-        work.finish(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "ratings.csv"]);
-    assert!(said.starts_with("80 rows in = 80 scored + 0 failed"), "{said}");
+    // The gains select, and other commands do not use a proxy that was never trained.
     let subset = ["select", "--ratings", "run/gains.csv", "--data", "data/train.csv", "--keep", "50%"];
     work.finish(&[&subset[..], &["--out", "subset.csv"]].concat());
     assert_eq!(rows(&work.path("subset.csv")).len(), 40);
     let attribute = ["attribute", "--checkpoint", "run", "--data", "data/train.csv"];
     let further = ["--validation", "data/validation.csv", "--out", "attributed.csv"];
     work.refuses(&[&attribute[..], &further].concat(), &["run was trained with the rule gain", "gains.csv"]);
+}
+
+/// A copy of the corpus in which one row has another caption.
+fn changed(work: &Workplace, id: &str) {
+    let mut reader = csv::Reader::from_path(work.path("data/train.csv")).unwrap();
+    let header = reader.headers().unwrap().clone();
+    let at = |name: &str| header.iter().position(|column| column == name).unwrap();
+    let mut writer = csv::Writer::from_path(work.path("data/changed.csv")).unwrap();
+    writer.write_record(&header).unwrap();
+    for row in reader.records() {
+        let row = row.unwrap();
+        let other = |column: usize| column == at("caption") && &row[at("id")] == id;
+        writer
+            .write_record(
+                row.iter().enumerate().map(
+                    |(column, field)| {
+                        if other(column) { "something else altogether" } else { field }
+                    },
+                ),
+            )
+            .unwrap();
+    }
+    writer.flush().unwrap();
+}
+
+#[test]
+fn records_of_the_run_keep_what_was_measured_and_the_rater_rates_the_others() {
+    let work = Workplace::new();
+    work.train("run", &["--set", "rule=norm-gain"]);
+    let score = |data: &str, out: &str, further: &[&str]| -> HashMap<String, f64> {
+        let arguments = ["score", "--checkpoint", "run", "--data", data, "--out", out];
+        let said = work.finish(&[&arguments[..], further].concat());
+        assert!(said.starts_with("80 rows in = 80 scored + 0 failed"), "{said}");
+        rows(&work.path(out)).iter().map(|row| (row["id"].clone(), number(row, "rating"))).collect()
+    };
+    let gains = rows(&work.path("run/gains.csv"));
+    let scored = score("data/train.csv", "ratings.csv", &[]);
+    for row in &gains {
+        assert_eq!(scored[&row["id"]].to_string(), row["rating"]);
+    }
+    // The rating is the lower of the percentiles of a low norm and of a high gain, ranked again.
+    for fold in ["0", "1"] {
+        let members: Vec<&Row> = gains.iter().filter(|row| row["fold"] == fold).collect();
+        let gain = |row: &Row| number(row, "gain") + number(row, "gain_empty");
+        let below = |one: &Row| {
+            let norms =
+                members.iter().filter(|row| number(row, "gradient_norm") > number(one, "gradient_norm"));
+            norms.count().min(members.iter().filter(|row| gain(row) < gain(one)).count())
+        };
+        let mut ranked: Vec<(usize, f64)> =
+            members.iter().map(|row| (below(row), number(row, "rating"))).collect();
+        ranked.sort_by(|one, other| one.partial_cmp(other).unwrap());
+        assert!(ranked.is_sorted_by(|one, other| one.1 <= other.1), "{ranked:?}");
+    }
+    // The rater's own numbers are other ones; only a record that is not the run's gets them, as a percentile.
+    let alone = score("data/train.csv", "alone.csv", &["--by-rater"]);
+    assert!(alone.iter().filter(|(id, rating)| scored[*id] != **rating).count() > 70);
+    let id = gains[7]["id"].as_str();
+    changed(&work, id);
+    let mixed = score("data/changed.csv", "mixed.csv", &[]);
+    for (other, rating) in &mixed {
+        assert_eq!(*rating == scored[other], other != id, "{other}");
+    }
+    let logit = score("data/changed.csv", "mixed_alone.csv", &["--by-rater"])[id];
+    assert!(mixed[id] > 0.0 && mixed[id] < 1.0 && (mixed[id] > 0.5) == (logit > 0.0), "{logit}");
+    // A damaged table is refused.
+    let table = fs::read_to_string(work.path("run/gains.csv")).unwrap();
+    fs::write(work.path("run/gains.csv"), table.replace("0.", "1.")).unwrap();
+    work.refuses(
+        &["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "again.csv"],
+        &["gains.csv", "is damaged or was changed"],
+    );
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Workplace {
             "patch_size": 8,
             "image_tokenizer": {"components": 8, "codes": 16, "fit_images": 12},
             "text_encoder": {"tokens": 4, "channels": 16},
+            "rule": "excess",
             "bs": 3,
             "ep": 1,
             "tlr": 1e-3,
@@ -208,5 +209,38 @@ fn a_device_that_is_not_there_is_an_error_before_anything_else() {
         let output = work.run(&["train", "--config", "config.json", "--out", "run", "--device", "cuda"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains("cuda"));
+    }
+}
+
+/// A column of a table of numbers.
+fn column(path: &Path, name: &str) -> Vec<f64> {
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let at = reader.headers().unwrap().iter().position(|column| column == name).unwrap();
+    reader.records().map(|row| row.unwrap()[at].parse().unwrap()).collect()
+}
+
+#[test]
+fn cross_fitting_agrees_with_the_cpu() {
+    let work = Workplace::new();
+    let settings =
+        DataSetSettings { train: 30, validation: 3, side: 16, shares: FlawShares::default(), seed: 5 };
+    write_data_set(&work.path("more"), &settings).unwrap();
+    let device = device();
+    let keys =
+        ["rule=norm-gain", "crossfit.epochs=2", "crossfit.captions=3", "fp16=0", "rater_only_epochs=1"];
+    let sets: Vec<&str> = keys.iter().flat_map(|key| ["--set", *key]).collect();
+    for (run, on) in [("cpu", "cpu"), ("placed", &*device)] {
+        let train =
+            ["train", "--config", "config.json", "--data", "more/train.csv", "--device", on, "--out", run];
+        work.succeed(&[&train[..], &sets].concat());
+    }
+    for name in ["loss", "gain", "gain_empty", "gradient_norm"] {
+        let [cpu, placed] = ["cpu", "placed"].map(|run| column(&work.path(run).join("gains.csv"), name));
+        assert_eq!(cpu.len(), 30);
+        let scale = cpu.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        let worst =
+            cpu.iter().zip(&placed).map(|(one, other)| (one - other).abs() / scale).fold(0.0, f64::max);
+        println!("{name} differs by {worst:.1e}");
+        assert!(scale > 0.0 && worst <= 1e-3, "{name}: {cpu:?}, on the device {placed:?}");
     }
 }

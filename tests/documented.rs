@@ -42,10 +42,11 @@ const CHANGED: &[(&str, &str, &str)] = &[
     (
         "alchemist-engine demo",
         "alchemist-engine demo --set ep=1 --set depth=1 --set raterDepth=1 --set proxy_width=64 --set pn=1_2_3 \
-         --set bs=64 --set rater_only_epochs=1",
+         --set bs=64 --set rater_only_epochs=1 --set crossfit.epochs=2",
         "its configuration is built in; with sizes like those of `small` it takes seconds",
     ),
     ("--seeds 5", "--seeds 1 --keep 50% --equal steps", "a twentieth of the time"),
+    ("--seeds 3 --keep 20%,50%", "--seeds 1 --keep 50%", "a sixth of the time"),
     (
         "--out runs/comparison-mismatch",
         "--out runs/comparison-mismatch --seeds 1 --keep 50% --equal steps --ratings clarity --samplers top-k",
@@ -104,6 +105,7 @@ fn small() -> Value {
         "patch_nums": null,
         "image_tokenizer": {"kind": "pca", "components": 8, "codes": 32, "fit_images": 48},
         "text_encoder": {"kind": "hashed_words", "tokens": 8, "channels": 16},
+        "crossfit": {"epochs": 2},
         "bs": 8,
         "ep": 1,
         "rater_only_epochs": 1,

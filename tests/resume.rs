@@ -56,6 +56,7 @@ impl Workplace {
             "patch_size": 8,
             "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
             "text_encoder": {"tokens": 8, "channels": 16},
+            "rule": "excess",
             "bs": 8,
             "ep": epochs,
             "tlr": 1e-3,

@@ -489,7 +489,8 @@ fn a_run_is_trained_and_scored_with_clip_even_after_it_moved() {
     clip_pipeline(&pipeline, &clip_weights());
     let config = json!({
         "data_args": {"train_csv_path": data.train_csv, "val_csv_path": data.validation_csv},
-        "depth": 1, "raterDepth": 1, "pn": "1_2_3", "patch_size": 8, "bs": 8, "ep": 1, "tlr": 1e-3, "workers": 1,
+        "depth": 1, "raterDepth": 1, "pn": "1_2_3", "patch_size": 8, "rule": "excess",
+            "bs": 8, "ep": 1, "tlr": 1e-3, "workers": 1,
         "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 16},
         "text_enc": "clip", "text_enc_path": pipeline,
     });

@@ -30,4 +30,5 @@ pub(crate) static MATCHING: RuleEntry = RuleEntry {
         Variant { name: "matching", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
         Variant { name: "matching-adamw", geometry: Geometry::AdamW, objective: RaterObjective::Regression },
     ],
+    by_rater: None,
 };

@@ -67,7 +67,7 @@ def tables(folder: Path):
         "pn": "1_2_3", "patch_size": 8,
         "image_tokenizer": {"components": 4, "codes": 16, "fit_images": 40},
         "text_encoder": {"tokens": 6, "channels": 8},
-        "bs": 8, "ep": 2, "rater_only_epochs": 1, "checkpoint_every": 4, "tlr": 2e-3, "workers": 1,
+        "rule": "excess", "bs": 8, "ep": 2, "rater_only_epochs": 1, "checkpoint_every": 4, "tlr": 2e-3, "workers": 1,
     }, indent=1) + "\n")
 
 

@@ -61,12 +61,12 @@ pub struct CompareArguments {
         help = format!("Ratings: {}; or all", Rating::listed())
     )]
     pub ratings: Vec<String>,
-    /// Samplers: top-k, block:OFFSET, gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].
+    /// Samplers: top-k, block:OFFSET, filter[:WITHIN], gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].
     #[arg(
         long,
         value_name = "NAME,…",
         value_delimiter = ',',
-        default_value = "top-k,block:0.2,block:0.4,gsample,shift-gsample"
+        default_value = "top-k,filter,gsample,shift-gsample"
     )]
     pub samplers: Vec<String>,
     /// Training budget to match between subsets and the full set: epochs or steps.

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     cli::{flaws::shares, watch::Watch},
     data::corruption::{FlawShares, Mixture},
-    demo::{DemoReport, DemoSettings, demo},
+    demo::{DemoReport, DemoSettings, MEASURED, demo, used},
     engine::cuda::DeviceChoice,
     error::Result,
     interrupt::Interrupt,
@@ -61,24 +61,16 @@ pub(super) fn run(arguments: &DemoArguments, interrupt: &Interrupt) -> Result<()
 }
 
 fn table(report: &DemoReport) -> String {
-    let mut table = TextTable::new([
-        "flaw",
-        "records",
-        "mean percentile",
-        "AUROC (low rating)",
-        "AUROC (high loss)",
-        "AUROC (low signal)",
-    ]);
+    let used = used(&report.flaws);
+    let mut header = ["flaw", "records", "mean percentile", "AUROC (low rating)"].map(str::to_owned).to_vec();
+    header.extend(used.iter().map(|&at| format!("AUROC ({})", MEASURED[at])));
+    let mut table = TextTable::new(header);
     let auroc = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     for line in &report.flaws {
-        table.row([
-            line.flaw.to_string(),
-            line.records.to_string(),
-            format!("{:.3}", line.mean_percentile),
-            auroc(line.auroc),
-            auroc(line.auroc_of_loss),
-            auroc(line.auroc_of_average),
-        ]);
+        let mut row = vec![line.flaw.to_string(), line.records.to_string()];
+        row.extend([format!("{:.3}", line.mean_percentile), auroc(line.auroc)]);
+        row.extend(used.iter().map(|&at| auroc(line.auroc_of_measured[at])));
+        table.row(row);
     }
     let images: Vec<String> = report.images.iter().map(|path| path.display().to_string()).collect();
     let DemoReport { training, scoring, subset, page, table: file, .. } = report;

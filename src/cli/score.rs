@@ -43,6 +43,10 @@ pub struct ScoreArguments {
     /// batch.
     #[arg(long)]
     pub batch_normalized: bool,
+    /// Rate all records with the rater. Under the rules `norm-gain` and `gain`, records of the run keep the rating that was
+    /// measured by cross-fitting, and the rater rates only the others.
+    #[arg(long)]
+    pub by_rater: bool,
     /// Replace an existing output.
     #[arg(long)]
     pub overwrite: bool,
@@ -74,6 +78,7 @@ pub(super) fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()
         rating_column: arguments.rating_column,
         batch,
         batch_normalized: arguments.batch_normalized,
+        by_rater: arguments.by_rater,
         overwrite: arguments.overwrite,
         images: true,
         note_column: arguments.note_column,

@@ -27,7 +27,7 @@ pub struct SelectArguments {
     pub keep: Keep,
     /// The selection strategy. Percentiles start at the best rated, which is 0; like shares they are written 30% or
     /// 0.3.
-    #[arg(long, value_enum, default_value_t = StrategyName::ShiftGsample)]
+    #[arg(long, value_enum, default_value_t = StrategyName::Filter)]
     pub strategy: StrategyName,
     /// shift-gsample: share of all rows to drop from the top [default: 0.05; the paper's best is about 0.1].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::DropTop.parse(text))]
@@ -42,6 +42,9 @@ pub struct SelectArguments {
     /// block: percentile at which the window starts.
     #[arg(long, value_name = "PERCENTILE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Offset.parse(text))]
     pub offset: Option<f64>,
+    /// filter: share of the best rated to sample from [default: 60%, or what is kept if that is more].
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = |text: &str| Parameter::Within.parse(text))]
+    pub within: Option<f64>,
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -87,6 +90,8 @@ pub enum StrategyName {
     TopK,
     /// A contiguous window of the ranking.
     Block,
+    /// Uniform among the best rated.
+    Filter,
     /// A Gaussian over the percentiles.
     Gsample,
     /// Drop the best rated, then a Gaussian over the percentiles.
@@ -100,17 +105,13 @@ impl SelectArguments {
     /// If a parameter is given that the strategy does not have, or one is missing.
     pub fn strategy(&self) -> Result<Strategy> {
         use StrategyName as Name;
-        let (drops, gaussian, block) = match self.strategy {
-            Name::Random | Name::TopK => (false, false, false),
-            Name::Block => (false, false, true),
-            Name::Gsample => (false, true, false),
-            Name::ShiftGsample => (true, true, false),
-        };
+        let gaussian = matches!(self.strategy, Name::Gsample | Name::ShiftGsample);
         for (flag, given, belongs, owners) in [
-            ("--drop-top", self.drop_top, drops, "shift-gsample"),
+            ("--drop-top", self.drop_top, self.strategy == Name::ShiftGsample, "shift-gsample"),
             ("--mean", self.mean, gaussian, "gsample and shift-gsample"),
             ("--sigma", self.sigma, gaussian, "gsample and shift-gsample"),
-            ("--offset", self.offset, block, "block"),
+            ("--offset", self.offset, self.strategy == Name::Block, "block"),
+            ("--within", self.within, self.strategy == Name::Filter, "filter"),
         ] {
             if given.is_some() && !belongs {
                 bail!("{flag} belongs to {owners}; leave it out or choose another --strategy");
@@ -123,6 +124,7 @@ impl SelectArguments {
             (Name::Block, None) => {
                 bail!("--strategy block needs --offset, the percentile at which the window starts")
             }
+            (Name::Filter, _) => self.within.map_or(Strategy::FILTER, |within| Strategy::Filter { within }),
             (Name::Gsample, _) => Strategy::GSAMPLE,
             (Name::ShiftGsample, _) => Strategy::SHIFT_GSAMPLE,
         };
@@ -230,12 +232,14 @@ mod tests {
     #[test]
     fn each_strategy_takes_its_own_parameters() {
         let shift = |drop_top, mean, sigma| Ok(Strategy::ShiftGsample { drop_top, mean, sigma });
-        assert_eq!(strategy(""), shift(0.05, 0.3, 0.25));
+        assert_eq!(strategy(""), Ok(Strategy::FILTER));
+        assert_eq!(strategy("--within 70%"), Ok(Strategy::Filter { within: 0.7 }));
+        assert_eq!(strategy("--strategy shift-gsample"), shift(0.05, 0.3, 0.25));
         assert_eq!(
             strategy("--strategy shift-gsample --drop-top 0.1 --mean 0.45 --sigma 0.2"),
             shift(0.1, 0.45, 0.2)
         );
-        assert_eq!(strategy("--mean 0.6"), shift(0.05, 0.6, 0.25));
+        assert_eq!(strategy("--strategy shift-gsample --mean 0.6"), shift(0.05, 0.6, 0.25));
         assert_eq!(strategy("--strategy gsample"), Ok(Strategy::GSAMPLE));
         assert_eq!(strategy("--strategy block --offset 0.4"), Ok(Strategy::Block { offset: 0.4 }));
         assert_eq!(strategy("--strategy random"), Ok(Strategy::Random));
@@ -250,6 +254,10 @@ mod tests {
                 "--drop-top belongs to shift-gsample; leave it out or choose another --strategy",
             ),
             ("--offset 0.1", "--offset belongs to block; leave it out or choose another --strategy"),
+            (
+                "--strategy top-k --within 0.5",
+                "--within belongs to filter; leave it out or choose another --strategy",
+            ),
             (
                 "--strategy block",
                 "--strategy block needs --offset, the percentile at which the window starts",

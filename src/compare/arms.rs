@@ -15,8 +15,10 @@ use crate::{
 /// What records are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rating {
-    /// The scores of a rater trained under a rule.
+    /// The ratings of a run under a rule: those of its rater, or those that it measured by cross-fitting.
     Rater(RaterRule),
+    /// The ratings by the rater alone of a run that measured others.
+    RaterAlone(RaterRule),
     /// A quantity recorded during a training run; no rater needed.
     Measured(Measured),
     /// A heuristic that needs no network.
@@ -54,6 +56,11 @@ impl RaterRule {
             rule += 1;
         }
         panic!("the table of rules has no rater of this name")
+    }
+
+    /// The name of the ratings by the rater alone, if the run measures others.
+    fn by_rater(self) -> Option<&'static str> {
+        RULES[self.rule].by_rater
     }
 
     fn variant(self) -> &'static Variant {
@@ -108,20 +115,12 @@ pub enum Measured {
     InnerProductSgd,
     /// The reference's loss minus the proxy's, where the reference also learns from the validation set; high is good.
     ExcessLoss,
-    /// The percentile of the caption gain within its fold, under proxies that have not seen the sample; high is good.
-    CaptionGain,
 }
 
 impl Measured {
     /// All quantities.
-    const ALL: [Self; 6] = [
-        Self::PlainLoss,
-        Self::GradientNorm,
-        Self::InnerProduct,
-        Self::InnerProductSgd,
-        Self::ExcessLoss,
-        Self::CaptionGain,
-    ];
+    const ALL: [Self; 5] =
+        [Self::PlainLoss, Self::GradientNorm, Self::InnerProduct, Self::InnerProductSgd, Self::ExcessLoss];
 
     fn name(self) -> &'static str {
         match self {
@@ -130,7 +129,6 @@ impl Measured {
             Self::InnerProduct => "inner-product",
             Self::InnerProductSgd => "inner-product-sgd",
             Self::ExcessLoss => "excess-loss",
-            Self::CaptionGain => "caption-gain",
         }
     }
 
@@ -139,23 +137,19 @@ impl Measured {
         const EXCESS: RaterRule = RaterRule::named("excess");
         const ALIGNMENT: RaterRule = RaterRule::named("alignment");
         const ALIGNMENT_SGD: RaterRule = RaterRule::named("alignment-sgd");
-        const GAIN: RaterRule = RaterRule::named("gain");
         match self {
             Self::ExcessLoss => EXCESS,
-            Self::CaptionGain => GAIN,
             Self::InnerProductSgd => ALIGNMENT_SGD,
             Self::PlainLoss | Self::GradientNorm | Self::InnerProduct => ALIGNMENT,
         }
     }
 
-    /// The column of the run's recordings, and whether high values are good; `None` if it is in the run's table of
-    /// gains.
-    pub(super) fn column(self) -> Option<(&'static str, bool)> {
+    /// The column of the run's recordings, and whether high values are good.
+    pub(super) fn column(self) -> (&'static str, bool) {
         match self {
-            Self::PlainLoss => Some(("loss", false)),
-            Self::GradientNorm => Some(("gradient_norm", false)),
-            Self::InnerProduct | Self::InnerProductSgd | Self::ExcessLoss => Some(("average", true)),
-            Self::CaptionGain => None,
+            Self::PlainLoss => ("loss", false),
+            Self::GradientNorm => ("gradient_norm", false),
+            Self::InnerProduct | Self::InnerProductSgd | Self::ExcessLoss => ("average", true),
         }
     }
 }
@@ -194,16 +188,20 @@ impl Heuristic {
 impl Rating {
     /// All ratings, in the order of the tables.
     pub(crate) fn all() -> Vec<Self> {
-        let raters = RaterRule::all().map(Self::Rater);
+        let raters = RaterRule::all().flat_map(|rule| {
+            [Self::Rater(rule)].into_iter().chain(rule.by_rater().map(|_| Self::RaterAlone(rule)))
+        });
         let measured = Measured::ALL.map(Self::Measured);
         raters.chain(measured).chain(Heuristic::ALL.map(Self::Heuristic)).collect()
     }
 
     /// The names by kind, for the help text.
     pub(crate) fn listed() -> String {
-        let raters: Vec<&str> = RaterRule::all().map(RaterRule::name).collect();
+        let all = Self::all();
+        let raters: Vec<&str> =
+            all.iter().filter(|rating| rating.is_of_rule()).map(|rating| rating.name()).collect();
         format!(
-            "of raters ({}), recorded in their runs ({}), without a network ({})",
+            "of runs by rule ({}), recorded in their runs ({}), without a network ({})",
             raters.join(", "),
             Measured::ALL.map(Measured::name).join(", "),
             Heuristic::ALL.map(Heuristic::name).join(", ")
@@ -214,15 +212,20 @@ impl Rating {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Rater(rule) => rule.name(),
+            Self::RaterAlone(rule) => rule.by_rater().unwrap_or_else(|| rule.name()),
             Self::Measured(measured) => measured.name(),
             Self::Heuristic(heuristic) => heuristic.name(),
         }
     }
 
+    fn is_of_rule(self) -> bool {
+        matches!(self, Self::Rater(_) | Self::RaterAlone(_))
+    }
+
     /// The training run it requires.
     pub(crate) fn run(self) -> Option<RaterRule> {
         match self {
-            Self::Rater(rule) => Some(rule),
+            Self::Rater(rule) | Self::RaterAlone(rule) => Some(rule),
             Self::Measured(measured) => Some(measured.run()),
             Self::Heuristic(_) => None,
         }
@@ -247,9 +250,9 @@ impl FromStr for Rating {
     }
 }
 
-/// A selection strategy, written `top-k`, `block:0.4` (offset), `gsample:0.5/0.2` (mean, sigma) or
-/// `shift-gsample:0.05/0.3/0.25` (fraction dropped from the top, mean, sigma). Without parameters: these defaults;
-/// `block` requires one.
+/// A selection strategy, written `top-k`, `block:0.4` (offset), `filter:0.6` (share sampled from), `gsample:0.5/0.2`
+/// (mean, sigma) or `shift-gsample:0.05/0.3/0.25` (fraction dropped from the top, mean, sigma). Without parameters: these
+/// defaults; `block` requires one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingArm(pub Strategy);
 
@@ -259,6 +262,7 @@ impl fmt::Display for SamplingArm {
             Strategy::Random => formatter.write_str("random"),
             Strategy::TopK => formatter.write_str("top-k"),
             Strategy::Block { offset } => write!(formatter, "block:{offset}"),
+            Strategy::Filter { within } => write!(formatter, "filter:{within}"),
             Strategy::Gsample { mean, sigma } => write!(formatter, "gsample:{mean}/{sigma}"),
             Strategy::ShiftGsample { drop_top, mean, sigma } => {
                 write!(formatter, "shift-gsample:{drop_top}/{mean}/{sigma}")
@@ -275,6 +279,7 @@ impl FromStr for SamplingArm {
         let (name, numbers) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let parameters = match name {
             "block" => &[Parameter::Offset][..],
+            "filter" => &[Parameter::Within],
             "gsample" => &[Parameter::Mean, Parameter::Sigma],
             "shift-gsample" => &[Parameter::DropTop, Parameter::Mean, Parameter::Sigma],
             _ => &[],
@@ -294,16 +299,18 @@ impl FromStr for SamplingArm {
             ("block", []) => {
                 return refuse("needs the percentile at which the block starts, such as block:0.4");
             }
+            ("filter", []) => Strategy::FILTER,
+            ("filter", &[within]) => Strategy::Filter { within },
             ("gsample", []) => Strategy::GSAMPLE,
             ("gsample", &[mean, sigma]) => Strategy::Gsample { mean, sigma },
             ("shift-gsample", []) => Strategy::SHIFT_GSAMPLE,
             ("shift-gsample", &[drop_top, mean, sigma]) => Strategy::ShiftGsample { drop_top, mean, sigma },
-            ("top-k" | "block" | "gsample" | "shift-gsample", _) => {
+            ("top-k" | "block" | "filter" | "gsample" | "shift-gsample", _) => {
                 return refuse("has the wrong number of parameters; see --help");
             }
             _ => {
                 return Err(Error::argument(format!(
-                    "unknown sampler `{name}`; expected one of top-k, block, gsample, shift-gsample (random is always \
+                    "unknown sampler `{name}`; expected one of top-k, block, filter, gsample, shift-gsample (random is always \
                      included)"
                 )));
             }
@@ -390,7 +397,7 @@ mod tests {
         for rating in Rating::all() {
             assert_eq!(rating.name().parse::<Rating>().unwrap(), rating);
         }
-        for text in ["top-k", "block:0.4", "gsample:0.5/0.2", "shift-gsample:0.1/0.45/0.2"] {
+        for text in ["top-k", "block:0.4", "filter:0.7", "gsample:0.5/0.2", "shift-gsample:0.1/0.45/0.2"] {
             assert_eq!(text.parse::<SamplingArm>().unwrap().to_string(), text);
         }
         assert_eq!(

@@ -27,10 +27,7 @@ use crate::{
         trainer::train,
     },
     select::{RatingsTable, ratings::RatingColumns},
-    training::{
-        checkpoint::Checkpoint,
-        run_directory::{CHECKPOINTS, GAINS},
-    },
+    training::{checkpoint::Checkpoint, run_directory::CHECKPOINTS},
 };
 
 /// Seconds of a rater's training and of its scoring; `None` if unknown.
@@ -91,6 +88,9 @@ impl<'a> Ratings<'a> {
             // Written by scoring.
             Rating::Rater(_) => {}
             _ if is_kept(&path) => {}
+            Rating::RaterAlone(rule) => {
+                self.score(&self.run(rule, seed), &path, true, interrupt, task).map_err(kept)?;
+            }
             Rating::Measured(measured) => {
                 let numbers = self.measured(measured, seed)?;
                 self.write(&path, &numbers)?;
@@ -127,7 +127,7 @@ impl<'a> Ratings<'a> {
         if let Some(known) = self.raters.get(&(rule, seed)) {
             return Ok(known.clone().map(|_| ()));
         }
-        let name = Rating::Rater(rule).name();
+        let name = rule.name();
         let mut keys = rule.keys(self.config);
         keys.extend([
             path_key("data_args.train_csv_path", self.pool.0)?,
@@ -140,7 +140,7 @@ impl<'a> Ratings<'a> {
             "keep_checkpoints=1".to_owned(),
         ]);
         let config = with_keys(self.config, &keys)?;
-        let run = self.folder.join("raters").join(format!("{name}-{seed}"));
+        let run = self.run(rule, seed);
         let out = self.path(name, seed);
         let times =
             ["train", "score"].map(|what| run.with_file_name(format!("{name}-{seed}.{what}.seconds")));
@@ -161,54 +161,66 @@ impl<'a> Ratings<'a> {
                 self.raters.insert((rule, seed), Err(message.clone()));
                 return Ok(Err(message));
             }
-            // An existing table is damaged or has no note.
-            let replaced = out.exists();
-            if replaced {
-                fs::remove_file(&out).map_err(Error::io("remove", &out))?;
-            }
-            let request = ScoreRequest {
-                checkpoint: run,
-                config: None,
-                corpus: self.pool.0.to_path_buf(),
-                form: None,
-                out: out.clone(),
-                rating_column: "rating".to_owned(),
-                batch: config.training.batch,
-                batch_normalized: false,
-                overwrite: replaced,
-                images: false,
-                note_column: None,
-                sets: Vec::new(),
-            };
-            let (scored, _) =
-                timed(&times[1], || score(&request, interrupt, &mut task.renaming()).map_err(kept))?;
-            if scored.failed > 0 {
-                return Err(Error::invalid(format!(
-                    "{} records could not be rated by {name} although their tokens are cached; see {}",
-                    scored.failed,
-                    scored.failed_out.display()
-                )));
-            }
-            keep(&out)?;
+            timed(&times[1], || self.score(&run, &out, false, interrupt, task).map_err(kept))?;
         }
         let taken = times.map(|path| seconds(&path));
         self.raters.insert((rule, seed), Ok(taken));
         Ok(Ok(()))
     }
 
-    /// The recorded quantity of each record of the pool, a mean over the run's epochs or a rating from its table of
-    /// gains; NaN where none was recorded.
+    /// Scores the pool with a run, by its rater alone if `by_rater`.
+    fn score(
+        &self,
+        run: &Path,
+        out: &Path,
+        by_rater: bool,
+        interrupt: &Interrupt,
+        task: &mut Task<'_>,
+    ) -> Result<()> {
+        // An existing table is damaged or has no note.
+        let replaced = out.exists();
+        if replaced {
+            fs::remove_file(out).map_err(Error::io("remove", out))?;
+        }
+        let request = ScoreRequest {
+            checkpoint: run.to_path_buf(),
+            config: None,
+            corpus: self.pool.0.to_path_buf(),
+            form: None,
+            out: out.to_path_buf(),
+            rating_column: "rating".to_owned(),
+            batch: self.config.training.batch,
+            batch_normalized: false,
+            by_rater,
+            overwrite: replaced,
+            images: false,
+            note_column: None,
+            sets: Vec::new(),
+        };
+        let scored = score(&request, interrupt, &mut task.renaming())?;
+        if scored.failed > 0 {
+            return Err(Error::invalid(format!(
+                "{} records could not be rated by {} although their tokens are cached; see {}",
+                scored.failed,
+                run.display(),
+                scored.failed_out.display()
+            )));
+        }
+        keep(out)
+    }
+
+    /// The folder of a rater's run.
+    fn run(&self, rule: RaterRule, seed: u64) -> PathBuf {
+        self.folder.join("raters").join(format!("{}-{seed}", rule.name()))
+    }
+
+    /// The recorded quantity of each record of the pool, a mean over the run's epochs; NaN where none was recorded.
     fn measured(&self, measured: Measured, seed: u64) -> Result<Vec<f64>> {
-        let name = Rating::Rater(measured.run()).name();
-        let run = self.folder.join("raters").join(format!("{name}-{seed}"));
+        let run = self.run(measured.run(), seed);
         if let Some(newest) = Checkpoint::newest(&run.join(CHECKPOINTS))? {
             Checkpoint::run_files(&newest)?.expect_recordings(&run)?;
         }
-        let Some((column, high_is_good)) = measured.column() else {
-            let gains = self.read(&run.join(GAINS))?;
-            let of = |record: &Record| gains.get(&record.id).copied().unwrap_or(f64::NAN);
-            return Ok(self.pool.1.iter().map(of).collect());
-        };
+        let (column, high_is_good) = measured.column();
         let folder = run.join("dynamics");
         let all = recordings(&folder)?;
         // The last epoch's running average includes the earlier ones.
@@ -224,7 +236,7 @@ impl<'a> Ratings<'a> {
             }
         }
         if sums.is_empty() {
-            return Err(Error::input(&folder, format!("{} holds no {column}", folder.display())));
+            return Err(Error::input(&folder, format!("{} contains no {column}", folder.display())));
         }
         let sign = if high_is_good { 1.0 } else { -1.0 };
         let number = |record: &Record| {

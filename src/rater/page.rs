@@ -327,7 +327,7 @@ impl RunPage {
         if !dynamics.is_empty() {
             sections.push(Section { title: "Loss and gradient norm by rating".to_owned(), parts: dynamics });
         }
-        let strategies = [Strategy::TopK, Strategy::GSAMPLE, Strategy::SHIFT_GSAMPLE];
+        let strategies = [Strategy::TopK, Strategy::FILTER, Strategy::SHIFT_GSAMPLE];
         sections.push(Section {
             title: "Ratings".to_owned(),
             parts: vec![histogram_part(&rated.ratings, &strategies, Keep::Share(0.5), config.seed)?],

@@ -22,6 +22,7 @@ use crate::{
     jobs::{Claim, progress::Progress},
     models::{Mode, Rater, Weighing},
     rater::{
+        crossfit::MeasuredRatings,
         images::{CONTACT_SHEET, HISTOGRAM, rating_figures},
         parts::{Input, NOTHING_DONE, Outcome, PARTS_KEPT, Parts, Sequence, Source, Words, deciding},
     },
@@ -60,6 +61,8 @@ pub struct ScoreRequest {
     pub batch: usize,
     /// Write the released rating, which depends on the batch, instead of the instance logit, which does not.
     pub batch_normalized: bool,
+    /// Rate all records with the rater, also those that the run measured by cross-fitting.
+    pub by_rater: bool,
     /// Replace an existing output.
     pub overwrite: bool,
     /// Write the histogram of the ratings and the contact sheet beside the table.
@@ -123,6 +126,8 @@ struct Scorer {
     reader: Option<CodeReader>,
     batch: usize,
     batch_normalized: bool,
+    /// Ratings of the run's own records that are preferred to the rater's.
+    measured: Option<MeasuredRatings>,
     /// SHA-256 of the checkpoint's state.
     checkpoint: String,
 }
@@ -229,6 +234,10 @@ impl Scorer {
             let described = serde_json::to_vec(&state).map_err(|error| Error::invalid(error.to_string()))?;
             (encoders, rater, parameters, described)
         };
+        let cross_fitted = request.config.is_none() && config.training.rule.rule.needs().caption_gain;
+        let measured = (cross_fitted && !request.by_rater && !request.batch_normalized)
+            .then(|| MeasuredRatings::of_run(&Named::new(&request.checkpoint)?))
+            .transpose()?;
         let weighing = if config.compat.double_softmax {
             Weighing::Released
         } else {
@@ -252,6 +261,7 @@ impl Scorer {
             reader,
             batch,
             batch_normalized: request.batch_normalized,
+            measured,
             checkpoint: hexadecimal(&checkpoint.finalize()),
         })
     }
@@ -264,6 +274,8 @@ impl Scorer {
             Input::file("the corpus", &request.corpus, corpus_digest),
             Input::new("the kind of rating (--batch-normalized)", self.batch_normalized.to_string()),
         ];
+        let measured = self.measured.as_ref().map_or("none", |measured| &measured.digest);
+        inputs.push(Input::new("the ratings that the run measured (--by-rater)", measured.to_owned()));
         let device = self.parameters.device().map(|_| self.parameters.compute_dtype());
         inputs.extend(deciding(&self.config, self.encoders.cache.as_deref(), device));
         let mixed = self.batch_normalized || self.config.compat.cross_attention_first_sample;
@@ -281,7 +293,11 @@ impl Scorer {
 
     /// Rates a batch of records.
     fn measure(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<Outcome<f64>>> {
-        let ratings = self.rate(codes, records)?;
+        let mut ratings = self.rate(codes, records)?;
+        if let Some(measured) = &self.measured {
+            let known = records.iter().map(|record| (&*record.id, &*record.caption));
+            ratings = measured.replace(ratings, codes, known)?;
+        }
         let outcome = |rating: f64| match rating.is_finite() {
             true => Outcome::Found(rating),
             false => Outcome::Failed(format!("the rating is {rating}; the checkpoint has diverged")),

@@ -1,4 +1,4 @@
-//! The five selection strategies (method.md, stage 2): random, top-k, block, Gsample, Shift-Gsample.
+//! The selection strategies (method.md, stage 2): random, top-k, block, filter, Gsample, Shift-Gsample.
 //!
 //! All sample without replacement and return exactly the requested number of rows. A row's random number depends only
 //! on the seed and the row (Philox, counter = row), so the result does not depend on threads or the order of work.
@@ -105,6 +105,8 @@ pub enum Parameter {
     DropTop,
     /// Percentile where the window starts, at least 0 and below 1.
     Offset,
+    /// Share of the best rated that is sampled from, above 0 and at most 1.
+    Within,
 }
 
 impl Parameter {
@@ -115,6 +117,7 @@ impl Parameter {
             Self::Sigma => "sigma",
             Self::DropTop => "drop_top",
             Self::Offset => "offset",
+            Self::Within => "within",
         }
     }
 
@@ -137,7 +140,7 @@ impl Parameter {
         };
         let (fits, range) = match self {
             Self::Mean => ((0.0..=1.0).contains(&number), "between 0 and 1 (100%)"),
-            Self::Sigma => (number > 0.0 && number <= 1.0, "above 0 and at most 1 (100%)"),
+            Self::Sigma | Self::Within => (number > 0.0 && number <= 1.0, "above 0 and at most 1 (100%)"),
             Self::DropTop | Self::Offset => ((0.0..1.0).contains(&number), "at least 0 and below 1 (100%)"),
         };
         if fits {
@@ -164,6 +167,11 @@ pub enum Strategy {
     Block {
         /// Percentile where the window starts, in [0, 1).
         offset: f64,
+    },
+    /// Uniform sampling from the best rated, so that the worst rated are left out and the best are not preferred.
+    Filter {
+        /// Share of all rows to sample from, in (0, 1]. If it has fewer rows than are kept, the best rated are kept.
+        within: f64,
     },
     /// Sampling weighted by a Gaussian over the percentiles; the paper's mean is 0.5.
     Gsample {
@@ -192,12 +200,17 @@ impl Strategy {
     /// `sigma` 0.2: its rater ranks plain images first.
     pub const SHIFT_GSAMPLE: Self = Self::ShiftGsample { drop_top: 0.05, mean: 0.3, sigma: 0.25 };
 
+    /// The default filter: the strategy with which the default rule closed most of the gap to clean subsets
+    /// (docs/comparison.md).
+    pub const FILTER: Self = Self::Filter { within: 0.6 };
+
     /// The name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::TopK => "top-k",
             Self::Block { .. } => "block",
+            Self::Filter { .. } => "filter",
             Self::Gsample { .. } => "gsample",
             Self::ShiftGsample { .. } => "shift-gsample",
         }
@@ -206,7 +219,7 @@ impl Strategy {
     /// Checks the range of each parameter.
     ///
     /// # Errors
-    /// If a share is outside [0, 1), the mean is not finite, or sigma is not above 0.
+    /// If a share is out of range, the mean is not finite, or sigma is not above 0.
     pub fn validate(&self) -> Result<()> {
         let gaussian = |mean: f64, sigma: f64| {
             if !mean.is_finite() {
@@ -226,6 +239,10 @@ impl Strategy {
         match *self {
             Self::Random | Self::TopK => Ok(()),
             Self::Block { offset } => below_one("offset", offset),
+            Self::Filter { within } if within > 0.0 && within <= 1.0 => Ok(()),
+            Self::Filter { within } => {
+                Err(Error::argument(format!("within is {within}, but it must be above 0 and at most 1")))
+            }
             Self::Gsample { mean, sigma } => gaussian(mean, sigma),
             Self::ShiftGsample { drop_top, mean, sigma } => {
                 below_one("drop_top", drop_top)?;
@@ -288,6 +305,10 @@ pub(crate) fn choose_ranks(
                 )));
             }
             Ok(window(begin, count))
+        }
+        Strategy::Filter { within } => {
+            let best = rounded(within, rows).max(count);
+            Ok(smallest_keys(ranking, 0..best, count, |_, row| log_exponential(seed, row)))
         }
         Strategy::Gsample { mean, sigma } | Strategy::ShiftGsample { mean, sigma, .. } => {
             Ok(gaussian(mean, sigma))

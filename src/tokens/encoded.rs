@@ -81,7 +81,8 @@ impl EncodedCorpus {
         let mut left_out = LeftOutRows::default();
         for (record, reason) in records.drain(..).zip(reasons) {
             let codes = corpus.codes_of(corpus.ids.len());
-            corpus.rows.push(reason.as_ref().map_or_else(|| row_digest(&record, codes), |_| 0));
+            let digest = || record_digest(&record.id, &record.caption, codes.iter().copied());
+            corpus.rows.push(reason.as_ref().map_or_else(digest, |_| 0));
             match reason {
                 None => {
                     corpus.ids.push(record.id);
@@ -145,6 +146,11 @@ impl EncodedCorpus {
         self.codes.get(index * self.tokens..(index + 1) * self.tokens).unwrap_or_default()
     }
 
+    /// The digest of the usable record at `index`.
+    pub(crate) fn digest(&self, index: usize) -> u64 {
+        record_digest(&self.ids[index], &self.captions[index], self.codes_of(index).iter().copied())
+    }
+
     /// SHA-256 over ids, captions and codes, in order.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
@@ -182,10 +188,9 @@ impl EncodedCorpus {
     }
 }
 
-/// The digest of a record; never 0.
-fn row_digest(record: &Record, codes: &[u16]) -> u64 {
+/// The start of a SHA-256 over a record's id, caption and codes; never 0.
+pub(crate) fn record_digest(id: &str, caption: &str, codes: impl Iterator<Item = u16>) -> u64 {
     let mut hash = Sha256::new();
-    let (id, caption) = (&record.id, &record.caption);
     hash.update(format!("{}:{id}{}:{caption}", id.len(), caption.len()));
     for code in codes {
         hash.update(code.to_le_bytes());

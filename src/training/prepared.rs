@@ -96,9 +96,15 @@ pub(crate) fn prepare(
     expect_usable(table, &train, directory)?;
     let by_gain = config.training.rule.rule.needs().caption_gain;
     let named = match &config.data.validation {
-        // Captions are evaluated without a validation set.
-        _ if by_gain => None,
         None => None,
+        Some(path) if by_gain => {
+            tracing::warn!(
+                "{}: not read, because the rule `{}` needs no validation set",
+                path.display(),
+                config.training.rule.rule
+            );
+            None
+        }
         Some(path) => {
             let same = match (path.canonicalize(), table.canonicalize()) {
                 (Ok(path), Ok(table)) => path == table,

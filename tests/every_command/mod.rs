@@ -237,6 +237,7 @@ impl Place {
             "patch_size": 8,
             "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 24},
             "text_encoder": {"tokens": 8, "channels": 16},
+            "rule": "excess",
             "bs": 8,
             "ep": 2,
             "workers": 1,

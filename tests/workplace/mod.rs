@@ -36,6 +36,7 @@ impl Workplace {
             "patch_size": 8,
             "image_tokenizer": {"components": 8, "codes": 32, "fit_images": 60},
             "text_encoder": {"tokens": 8, "channels": 16},
+            "rule": "excess",
             "bs": 8,
             "tlr": 2e-3,
             "workers": 2,

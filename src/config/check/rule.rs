@@ -35,7 +35,12 @@ fn named<T: FromStr<Err = crate::Error> + ToString>(
 /// Checks the keys; some defaults depend on the rule.
 pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) -> Result<RuleKeys> {
     let released = compat.loss_rule || compat.cross_attention_first_sample;
-    let default: &'static RuleEntry = if released { &rules::LOSS } else { &rules::EXCESS };
+    let default: &'static RuleEntry = match (released, compat.validation_epoch) {
+        (true, _) => &rules::LOSS,
+        // A rule that has a validation set.
+        (false, true) => &rules::EXCESS,
+        (false, false) => &rules::NORM_GAIN,
+    };
     let RuleSettings { rule, geometry, scaling, objective } =
         RuleSettings::of(named(checker, raw, &KEY.rule, default)?);
     let needs = rule.needs();
@@ -99,17 +104,21 @@ fn check_caption_gain(
     if *objective != RaterObjective::Regression {
         return checker.refuse(
             &KEY.rater_objective,
-            format!("is {objective}, but {trained_after}; set it to regression"),
+            format!("is {objective}, but {trained_after}; set it to regression, or choose another rule"),
         );
     }
     if rater_only_epochs == 0 {
-        return checker
-            .refuse(&KEY.rater_only_epochs, format!("is 0, but {trained_after}; set it to 1 or more"));
+        return checker.refuse(
+            &KEY.rater_only_epochs,
+            format!("is 0, but {trained_after}; set it to at least 1, or choose another rule"),
+        );
     }
     if *scaling != Scaling::None {
         return checker.refuse(
             &KEY.rule_scaling,
-            format!("is {scaling}, but the rule `{rule}` has no constants of a batch; set it to none"),
+            format!(
+                "is {scaling}, but the rule `{rule}` has no constants of a batch; set it to none, or choose another rule"
+            ),
         );
     }
     if compat.cross_attention_first_sample || compat.validation_epoch {

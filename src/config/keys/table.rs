@@ -248,7 +248,10 @@ keys! {
         rater_temperature: Number = Is(10.0), Between(1e-6, 1e6), Yes, Results;
         /// the signal of a training sample, the constant c_i: {rules}; see docs/rules.md
         rule: Text =
-            Depends("`excess`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`"),
+            Depends(
+                "`norm-gain`, but `loss` under `compat.loss_rule` or `compat.cross_attention_first_sample`, and `excess` under \
+                 `compat.validation_epoch`",
+            ),
             OneOf(&NAMES), Yes, Results;
         /// geometry of the inner products under {rules with products} (no other rule forms inner products): `sgd`:
         /// the validation gradient; `adamw`: the step that AdamW would take along it

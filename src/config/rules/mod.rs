@@ -12,7 +12,7 @@ mod table;
 use std::{fmt, str::FromStr};
 
 pub use names::{Geometry, RaterObjective, Scaling};
-pub use table::{ALIGNMENT, EXCESS, GAIN, LOSS, NAMES, RULES};
+pub use table::{ALIGNMENT, EXCESS, GAIN, LOSS, NAMES, NORM_GAIN, RULES};
 
 use crate::{
     engine::Tensor,
@@ -28,8 +28,8 @@ pub struct Needs {
     pub norms: bool,
     /// The sample's loss under the reference proxy θ̂, which is then trained alongside the proxy.
     pub reference: bool,
-    /// The gain of the sample's caption, under a proxy that has not seen the sample: the proxies are cross-fitted, and
-    /// the rater is trained afterwards.
+    /// The gain of the sample's caption, under a proxy that has not seen the sample: the proxies are cross-fitted, the
+    /// loss and the norm are those of the same proxy, and the rater is trained afterwards.
     pub caption_gain: bool,
 }
 
@@ -46,7 +46,8 @@ impl Needs {
 }
 
 /// Measurements of a batch of training samples, `[B]` each: in the networks' float type on the CPU, in f32 on a
-/// device.
+/// device. Under a rule that needs the caption gain, the batch is a fold, and all measurements are in f64 on the host and
+/// given as mid-rank percentiles, from 0 to 1, because those of two proxies have different scales.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurements<'a> {
     /// `ℓ_i(θ)`
@@ -126,6 +127,8 @@ pub struct RuleEntry {
     pub objective: RaterObjective,
     /// The raters that `compare` trains with this rule, in the order of its tables.
     pub variants: &'static [Variant],
+    /// The name, in `compare`, of what the rater alone says, if the rule's rating is measured by cross-fitting.
+    pub by_rater: Option<&'static str>,
 }
 
 /// A rater of `compare`: a rule with a geometry and an objective.

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Every rule, in the order of the documentation and of `compare`'s tables.
-pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT, &GAIN];
+pub static RULES: &[&RuleEntry] = &[&LOSS, &EXCESS, &ALIGNMENT, &GAIN, &NORM_GAIN];
 
 /// Their names.
 pub const NAMES: [&str; RULES.len()] = {
@@ -41,6 +41,7 @@ pub static LOSS: RuleEntry = RuleEntry {
     geometry: Geometry::Sgd,
     objective: RaterObjective::Reweight,
     variants: &[Variant { name: "loss", geometry: Geometry::Sgd, objective: RaterObjective::Reweight }],
+    by_rater: None,
 };
 
 /// `c_i = ℓ_i(θ) − ℓ_i(θ̂)`: eq. 6. The reference proxy θ̂ is trained on the weighted training loss alone.
@@ -67,6 +68,7 @@ pub static EXCESS: RuleEntry = RuleEntry {
         Variant { name: "excess-weights", geometry: Geometry::Sgd, objective: RaterObjective::Reweight },
         Variant { name: "excess", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
     ],
+    by_rater: None,
 };
 
 /// `c_i = −⟨∇ℓ_i(θ), ∇L_val(θ)⟩`: the first-order change of the validation loss when `W_i` grows and the proxy takes
@@ -95,6 +97,7 @@ pub static ALIGNMENT: RuleEntry = RuleEntry {
         Variant { name: "alignment", geometry: Geometry::AdamW, objective: RaterObjective::Regression },
         Variant { name: "alignment-sgd", geometry: Geometry::Sgd, objective: RaterObjective::Regression },
     ],
+    by_rater: None,
 };
 
 /// `c_i` is minus the mean caption gain: how much better a proxy that has not seen the sample predicts the image with
@@ -119,4 +122,58 @@ pub static GAIN: RuleEntry = RuleEntry {
     geometry: Geometry::Sgd,
     objective: RaterObjective::Regression,
     variants: &[Variant { name: "gain", geometry: Geometry::Sgd, objective: RaterObjective::Regression }],
+    by_rater: Some("gain-rater"),
 };
+
+/// `c_i` is minus the lower of two percentiles: that of a low gradient norm and that of a high caption gain. Flaws of
+/// the image show in the norm, flaws of the caption in the gain.
+struct NormGain;
+
+impl Rule for NormGain {
+    fn needs(&self) -> Needs {
+        Needs { caption_gain: true, norms: true, ..Needs::default() }
+    }
+
+    fn constants(&self, measured: &Measurements<'_>) -> Result<Tensor> {
+        let (norms, gains) = (measured.squared_norm()?.to_f64_vec()?, measured.caption_gain()?.to_f64_vec()?);
+        let constants: Vec<f64> = norms.iter().zip(&gains).map(|(norm, gain)| norm.max(1.0 - gain)).collect();
+        Tensor::new(&[constants.len()], constants)
+    }
+}
+
+/// The gradient norm and the gain of the caption, under a proxy that has not seen the sample.
+pub static NORM_GAIN: RuleEntry = RuleEntry {
+    name: "norm-gain",
+    meaning: "the cross-fitted gradient norm, and the cross-fitted gain of the caption",
+    formula: &NormGain,
+    geometry: Geometry::Sgd,
+    objective: RaterObjective::Regression,
+    variants: &[Variant {
+        name: "norm-gain",
+        geometry: Geometry::Sgd,
+        objective: RaterObjective::Regression,
+    }],
+    by_rater: Some("norm-gain-rater"),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lower_percentile_decides() {
+        let of = |values: Vec<f64>| Tensor::new(&[3], values).unwrap();
+        let measured = Measurements {
+            loss: &of(vec![0.5; 3]),
+            reference_loss: None,
+            product: None,
+            squared_norm: Some(&of(vec![0.1, 0.1, 0.9])),
+            caption_gain: Some(&of(vec![0.8, 0.2, 0.8])),
+        };
+        // Minus the percentiles 0.8 (of the gain), 0.2 (of the gain) and 0.1 (of a low norm), plus one.
+        let found = NormGain.constants(&measured).unwrap().to_f64_vec().unwrap();
+        for (found, expected) in found.into_iter().zip([0.2, 0.8, 0.9]) {
+            assert!((found - expected).abs() < 1e-12, "{found}");
+        }
+    }
+}

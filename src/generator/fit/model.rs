@@ -6,7 +6,7 @@ use super::tokens::Tokens;
 use crate::{
     config::Config,
     engine::{
-        Accumulate, DType, Parameters, Tape, Tensor,
+        Accumulate, DType, Ghost, Parameters, Tape, Tensor,
         cuda::Device,
         ops::{
             cross_entropy::CrossEntropy,
@@ -257,6 +257,29 @@ impl Model {
             Ok(())
         })?;
         Ok(losses)
+    }
+
+    /// The norm of each sample's gradient, that of its mean loss per token, `[B]`; without drop-path and label smoothing.
+    ///
+    /// # Errors
+    /// If a shape does not fit, or a device fails.
+    pub(crate) fn gradient_norms(&self, batch: &Batch) -> Result<Vec<f64>> {
+        let batch = self.placed(batch)?;
+        let samples = batch.codes.dim(0);
+        let mut ghost = Ghost::new(samples).with_norms().with_repeated(self.network.repeated());
+        let mut tape =
+            Tape::new(&self.parameters).with_recomputing(self.recompute).with_per_sample_parts(true);
+        let result =
+            self.network.loss(&mut tape, batch.input()?, &batch.text, &batch.codes, 0.0, Mode::Evaluate)?;
+        let (losses, factor) = (result.sample_loss.value(), self.optimizer.loss_factor());
+        let mut seeds = Tensor::new(&[samples], vec![factor; samples])?.cast(losses.dtype())?;
+        if let Some(device) = self.parameters.device() {
+            seeds = seeds.to_device(device)?;
+        }
+        tape.backward(vec![(&result.sample_loss, seeds)], &[], &mut ghost)?;
+        let squared = ghost.finish(&self.parameters)?.squared_norm()?;
+        let squared = squared.ok_or_else(|| Error::invalid("the squared norms were not measured"))?;
+        Ok(squared.to_f64_vec()?.into_iter().map(|squared| squared.sqrt() / factor).collect())
     }
 
     /// Loss and accuracy on batches, without drop-path, on all tokens.

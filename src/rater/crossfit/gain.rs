@@ -29,11 +29,11 @@ const BANK: usize = 256;
 /// Records per file of finished gains.
 const PART: usize = 128;
 
-/// The gain of a record's caption, in nats per token.
+/// Measurements of a record by the proxy of its fold, which has not seen the fold. Losses and gains are in nats per token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CaptionGain {
-    /// The fold of the record; the proxy that evaluated it has not seen the fold.
+pub struct HeldOut {
+    /// The fold of the record.
     pub fold: usize,
     /// The loss with its own caption.
     pub loss: f64,
@@ -43,12 +43,14 @@ pub struct CaptionGain {
     pub gain_std: f64,
     /// The loss with the empty caption, minus `loss`.
     pub gain_empty: f64,
+    /// The norm of the gradient of the mean loss per token.
+    pub gradient_norm: f64,
 }
 
-impl CaptionGain {
+impl HeldOut {
     /// The mean of both gains, over other captions and over the empty one. Their errors differ, so it finds wrong captions
     /// better than either.
-    pub fn mean(&self) -> f64 {
+    pub fn caption_gain(&self) -> f64 {
         f64::midpoint(self.gain, self.gain_empty)
     }
 }
@@ -116,7 +118,7 @@ impl<'a> Bank<'a> {
 struct Part {
     /// Identifies the proxy, the bank, the configuration and the records.
     evaluated_by: String,
-    gains: Vec<CaptionGain>,
+    gains: Vec<HeldOut>,
 }
 
 /// The gains of a fold's records, in order. Finished parts are kept in the fold's folder.
@@ -129,7 +131,7 @@ pub(super) fn gains(
     proxy: &FoldProxy,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
-) -> Result<Vec<CaptionGain>> {
+) -> Result<Vec<HeldOut>> {
     let (corpus, members) = (&cross_fit.data.train, cross_fit.folds.members(fold));
     let bank = cross_fit.bank(fold)?;
     let common = [
@@ -178,24 +180,27 @@ fn evaluate_chunk(
     proxy: &FoldProxy,
     bank: &Bank<'_>,
     chunk: &[usize],
-) -> Result<Vec<CaptionGain>> {
+) -> Result<Vec<HeldOut>> {
     let corpus = &cross_fit.data.train;
     let count = cross_fit.config.crossfit.captions;
-    let of = |&index: &usize| -> Result<CaptionGain> {
+    let of = |index: usize, norm: f64| -> Result<HeldOut> {
         let own = corpus.captions[index].as_str();
         let others = bank.others(&corpus.ids[index], own, count);
         let captions: Vec<&str> = [own, ""].into_iter().chain(others).collect();
         let losses = losses(cross_fit, proxy, index, &captions, count + 2)?;
-        summary(fold, &losses).ok_or_else(|| {
+        summary(fold, &losses, norm).ok_or_else(|| {
             Error::Diverged(format!(
-                "the loss of {} is not finite under the proxy of fold {fold}; lower tlr or tclip",
+                "the loss or gradient of {} is not finite under the proxy of fold {fold}; lower tlr or tclip",
                 corpus.ids[index]
             ))
         })
     };
     match cross_fit.device {
-        None => in_parallel(chunk, of),
-        Some(_) => chunk.iter().map(of).collect(),
+        None => in_parallel(chunk, |&index| of(index, gradient_norms(cross_fit, proxy, &[index], 1)?[0])),
+        Some(_) => {
+            let norms = gradient_norms(cross_fit, proxy, chunk, cross_fit.largest_batch())?;
+            chunk.iter().zip(norms).map(|(&index, norm)| of(index, norm)).collect()
+        }
     }
 }
 
@@ -221,20 +226,41 @@ fn losses(
     Ok(losses.iter().take(count).map(|scales| mean_over_scales(scales)).collect())
 }
 
-/// The gain from the losses with a record's own caption, the empty one, and the others.
-fn summary(fold: usize, losses: &[f64]) -> Option<CaptionGain> {
+/// The norms of the gradients of the records' losses, computed in a batch that is padded to `rows` with the last record.
+fn gradient_norms(
+    cross_fit: &CrossFit<'_>,
+    proxy: &FoldProxy,
+    indices: &[usize],
+    rows: usize,
+) -> Result<Vec<f64>> {
+    let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
+    let last = indices.last().copied().unwrap_or(0);
+    let padded: Vec<usize> =
+        indices.iter().copied().chain(std::iter::repeat(last)).take(rows.max(indices.len())).collect();
+    let mut batch = cross_fit.data.train.batch(&padded, |_, _| false, tokenizer, text)?;
+    if cross_fit.device.is_none() {
+        batch = batch.with_reach(tokenizer.quantizer(), Reach::Before)?;
+    }
+    let mut norms = proxy.model.gradient_norms(&batch)?;
+    norms.truncate(indices.len());
+    Ok(norms)
+}
+
+/// The measurements from the losses with a record's own caption, the empty one, and the others.
+fn summary(fold: usize, losses: &[f64], gradient_norm: f64) -> Option<HeldOut> {
     let [loss, empty, others @ ..] = losses else { return None };
     let count = others.len() as f64;
     let mean = others.iter().sum::<f64>() / count;
     let variance = others.iter().map(|other| (other - mean).powi(2)).sum::<f64>() / count;
-    let gain = CaptionGain {
+    let found = HeldOut {
         fold,
         loss: *loss,
         gain: mean - loss,
         gain_std: variance.sqrt(),
         gain_empty: empty - loss,
+        gradient_norm,
     };
-    losses.iter().all(|loss| loss.is_finite()).then_some(gain)
+    (gradient_norm.is_finite() && losses.iter().all(|loss| loss.is_finite())).then_some(found)
 }
 
 #[cfg(test)]
@@ -245,11 +271,13 @@ mod tests {
 
     #[test]
     fn a_gain_compares_with_the_mean_of_the_others() {
-        let found = summary(1, &[2.0, 2.5, 3.0, 4.0]).unwrap();
-        let expected = CaptionGain { fold: 1, loss: 2.0, gain: 1.5, gain_std: 0.5, gain_empty: 0.5 };
+        let found = summary(1, &[2.0, 2.5, 3.0, 4.0], 0.25).unwrap();
+        let expected =
+            HeldOut { fold: 1, loss: 2.0, gain: 1.5, gain_std: 0.5, gain_empty: 0.5, gradient_norm: 0.25 };
         assert_eq!(found, expected);
-        assert_relative_eq!(found.mean(), 1.0);
-        assert_eq!(summary(1, &[2.0, f64::NAN, 3.0]), None);
+        assert_relative_eq!(found.caption_gain(), 1.0);
+        assert_eq!(summary(1, &[2.0, f64::NAN, 3.0], 0.25), None);
+        assert_eq!(summary(1, &[2.0, 2.5, 3.0], f64::INFINITY), None);
     }
 
     #[test]

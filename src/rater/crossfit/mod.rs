@@ -1,22 +1,27 @@
 //! Cross-fitting: a proxy per fold, trained on the other folds, evaluates the records of its fold, so that no record is
 //! evaluated by a proxy that has memorized it.
 //!
-//! The evaluation is the [caption gain](CaptionGain). A rule that needs it (`rule: gain`) turns it into constants; the ratings
-//! are mid-rank percentiles within each fold, because the proxies of two folds have different scales, and the rater's
-//! targets are the percentiles' normal scores.
+//! It [measures](HeldOut) the loss, the caption gain and the gradient norm. A rule that needs them (`rule: norm-gain`,
+//! `rule: gain`) combines their percentiles within each fold, because the proxies of two folds have different scales. The
+//! ratings are mid-rank percentiles within the fold again. [Scoring](crate::rater::scorer) looks them up for the records
+//! of the run; the rater, whose targets are their normal scores, rates the others.
 
 mod fold_proxy;
 mod folds;
 mod gain;
 mod groups;
+mod measured;
+mod normal;
 
-use std::{fs, path::PathBuf};
+use std::{fmt, fs, path::PathBuf};
 
 pub use fold_proxy::FoldProxySummary;
-pub use gain::CaptionGain;
+pub use gain::HeldOut;
+pub(crate) use measured::{MeasuredRatings, read_measured};
 
 use folds::Folds;
 use gain::Bank;
+use normal::normal_quantile;
 
 use crate::{
     config::Config,
@@ -26,9 +31,15 @@ use crate::{
     interrupt::Interrupt,
     jobs::progress::Progress,
     rater::rules::Measurements,
+    tokens::encoded::EncodedCorpus,
     training::{prepared::Prepared, run_directory::RunDirectory},
 };
 
+/// The columns of the table of measurements after the id; the last is the record's digest.
+const COLUMNS: [&str; 8] =
+    ["rating", "fold", "loss", "gain", "gain_std", "gain_empty", "gradient_norm", "record"];
+/// Share of records with a positive gain below which captions hardly help; it is a half if they do not help at all.
+const HELPFUL: f64 = 0.6;
 /// Records per check for an interrupt while captions are evaluated.
 const CHUNK: usize = 64;
 
@@ -44,8 +55,8 @@ pub(super) struct CrossFit<'a> {
 /// The result of cross-fitting.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct CrossFitted {
-    /// The gain of each training record.
-    gains: Vec<CaptionGain>,
+    /// The measurements of each training record.
+    found: Vec<HeldOut>,
     /// The rating of each training record: the mid-rank percentile, from 0 to 1, of its signal `−c_i` in its fold.
     ratings: Vec<f64>,
     /// The training of each fold's proxy, and the number of records that it evaluated.
@@ -94,42 +105,44 @@ impl<'a> CrossFit<'a> {
                 "{grouped} records are near-duplicates of another one, in {groups} groups; a fold holds whole groups"
             ));
         }
-        let mut gains = vec![None; self.data.train.len()];
+        let mut measured = vec![None; self.data.train.len()];
         let mut folds = Vec::with_capacity(self.folds.count);
         for fold in 0..self.folds.count {
             let proxy = fold_proxy::train(self, fold, interrupt, progress)?;
             let found = gain::gains(self, fold, &proxy, interrupt, progress)?;
             folds.push((proxy.summary.clone(), found.len()));
-            for (index, gain) in self.folds.members(fold).into_iter().zip(found) {
-                gains[index] = Some(gain);
+            for (index, found) in self.folds.members(fold).into_iter().zip(found) {
+                measured[index] = Some(found);
             }
         }
-        let gains: Vec<CaptionGain> = gains
+        let found: Vec<HeldOut> = measured
             .into_iter()
             .collect::<Option<_>>()
             .ok_or_else(|| Error::invalid("a record is in no fold"))?;
-        let ratings = self.ratings(&gains)?;
-        Ok(CrossFitted { gains, ratings, folds })
+        let ratings = self.ratings(&found)?;
+        Ok(CrossFitted { found, ratings, folds })
     }
 
-    /// Percentiles of the rule's signal within each fold.
-    fn ratings(&self, gains: &[CaptionGain]) -> Result<Vec<f64>> {
-        let tensor = |of: fn(&CaptionGain) -> f64| {
-            Tensor::new(&[gains.len()], gains.iter().map(of).collect::<Vec<f64>>())
-        };
-        let (loss, gain) = (tensor(|gain| gain.loss)?, tensor(CaptionGain::mean)?);
-        let measured = Measurements {
-            loss: &loss,
-            reference_loss: None,
-            product: None,
-            squared_norm: None,
-            caption_gain: Some(&gain),
-        };
-        let constants = self.config.training.rule.rule.formula.constants(&measured)?.to_f64_vec()?;
-        let mut ratings = vec![0.0; gains.len()];
+    /// Percentiles of the rule's signal `−c_i` within each fold. The rule gets percentiles, too.
+    fn ratings(&self, found: &[HeldOut]) -> Result<Vec<f64>> {
+        let formula = self.config.training.rule.rule.formula;
+        let mut ratings = vec![0.0; found.len()];
         for fold in 0..self.folds.count {
             let members = self.folds.members(fold);
-            let signals: Vec<f64> = members.iter().map(|&index| -constants[index]).collect();
+            let ranked = |of: fn(&HeldOut) -> f64| {
+                let values: Vec<f64> = members.iter().map(|&index| of(&found[index])).collect();
+                Tensor::new(&[values.len()], percentiles(&values))
+            };
+            let loss = ranked(|found| found.loss)?;
+            let (gain, norm) = (ranked(HeldOut::caption_gain)?, ranked(|found| found.gradient_norm)?);
+            let constants = formula.constants(&Measurements {
+                loss: &loss,
+                reference_loss: None,
+                product: None,
+                squared_norm: Some(&norm),
+                caption_gain: Some(&gain),
+            })?;
+            let signals: Vec<f64> = constants.to_f64_vec()?.into_iter().map(|constant| -constant).collect();
             for (index, percentile) in members.into_iter().zip(percentiles(&signals)) {
                 ratings[index] = percentile;
             }
@@ -155,29 +168,72 @@ impl<'a> CrossFit<'a> {
         self.config.training.batch.max(self.config.crossfit.captions + 2)
     }
 
-    /// Records per check for an interrupt.
+    /// Records per check for an interrupt, and on a device per batch of gradient norms.
     fn chunk(&self) -> usize {
-        if self.device.is_some() { 1 } else { CHUNK }
+        if self.device.is_some() { self.largest_batch() } else { CHUNK }
+    }
+}
+
+/// What the caption gains of a corpus tell of its captions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CaptionSignal {
+    /// The mean gain, in nats per token.
+    pub mean: f64,
+    /// The share of records with a gain above 0.
+    pub positive: f64,
+}
+
+impl fmt::Display for CaptionSignal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mean, positive } = self;
+        write!(
+            formatter,
+            "caption gain: {mean:.3} nats per token on average, above 0 for {:.0}% of the records",
+            100.0 * positive
+        )
     }
 }
 
 impl CrossFitted {
+    /// What the gains tell of the captions; warns if that is little.
+    pub(super) fn caption_signal(&self) -> CaptionSignal {
+        let count = self.found.len() as f64;
+        let gains = || self.found.iter().map(HeldOut::caption_gain);
+        let mean = gains().sum::<f64>() / count;
+        let positive = gains().filter(|&gain| gain > 0.0).count() as f64 / count;
+        if positive < HELPFUL {
+            tracing::warn!(
+                "captions help to predict only {:.0}% of the images (50% by chance), so the ratings say little about \
+                 captions; more data, or a larger proxy_width or crossfit.epochs, may help",
+                100.0 * positive
+            );
+        }
+        CaptionSignal { mean, positive }
+    }
+
     /// The rater's targets: the normal scores of the ratings.
     pub(super) fn targets(&self) -> Vec<f64> {
         self.ratings.iter().map(|&rating| normal_quantile(rating)).collect()
     }
 
-    /// Writes the table of gains, which is a ratings table, too; returns its digest.
+    /// Writes the table of measurements, which is a ratings table, too; returns its digest.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn write(&self, directory: &RunDirectory, id_column: &str, ids: &[String]) -> Result<Written> {
-        let header = [id_column, "rating", "fold", "loss", "gain", "gain_std", "gain_empty"];
-        let rows = ids.iter().zip(&self.ratings).zip(&self.gains).map(|((id, rating), gain)| {
-            let CaptionGain { fold, loss, gain, gain_std, gain_empty } = gain;
-            let numbers = [rating, loss, gain, gain_std, gain_empty].map(f64::to_string);
-            let [rating, loss, gain, gain_std, gain_empty] = numbers;
-            [id.clone(), rating, fold.to_string(), loss, gain, gain_std, gain_empty]
+    pub(super) fn write(
+        &self,
+        directory: &RunDirectory,
+        id_column: &str,
+        corpus: &EncodedCorpus,
+    ) -> Result<Written> {
+        let mut header = vec![id_column];
+        header.extend(COLUMNS);
+        let rows = self.ratings.iter().zip(&self.found).enumerate().map(|(index, (rating, found))| {
+            let HeldOut { fold, loss, gain, gain_std, gain_empty, gradient_norm } = found;
+            let mut row = vec![corpus.ids[index].clone(), rating.to_string(), fold.to_string()];
+            row.extend([loss, gain, gain_std, gain_empty, gradient_norm].map(f64::to_string));
+            row.push(format!("{:016x}", corpus.digest(index)));
+            row
         });
         let path = directory.gains();
         write_csv(&path, &header, rows)?;
@@ -199,60 +255,8 @@ fn percentiles(values: &[f64]) -> Vec<f64> {
     found
 }
 
-/// The quantile function of the standard normal distribution (Acklam's rational approximation, relative error below
-/// 1.2e-9).
-fn normal_quantile(share: f64) -> f64 {
-    const A: [f64; 6] = [
-        -3.969_683_028_665_376e1,
-        2.209_460_984_245_205e2,
-        -2.759_285_104_469_687e2,
-        1.383_577_518_672_69e2,
-        -3.066_479_806_614_716e1,
-        2.506_628_277_459_239,
-    ];
-    const B: [f64; 6] = [
-        -5.447_609_879_822_406e1,
-        1.615_858_368_580_409e2,
-        -1.556_989_798_598_866e2,
-        6.680_131_188_771_972e1,
-        -1.328_068_155_288_572e1,
-        1.0,
-    ];
-    const C: [f64; 6] = [
-        -7.784_894_002_430_293e-3,
-        -3.223_964_580_411_365e-1,
-        -2.400_758_277_161_838,
-        -2.549_732_539_343_734,
-        4.374_664_141_464_968,
-        2.938_163_982_698_783,
-    ];
-    const D: [f64; 5] = [
-        7.784_695_709_041_462e-3,
-        3.224_671_290_700_398e-1,
-        2.445_134_137_142_996,
-        3.754_408_661_907_416,
-        1.0,
-    ];
-    const TAIL: f64 = 0.024_25;
-    let polynomial = |factors: &[f64], x: f64| factors.iter().fold(0.0, |sum, factor| sum * x + factor);
-    let tail = |share: f64| {
-        let root = (-2.0 * share.ln()).sqrt();
-        polynomial(&C, root) / polynomial(&D, root)
-    };
-    if share < TAIL {
-        tail(share)
-    } else if share > 1.0 - TAIL {
-        -tail(1.0 - share)
-    } else {
-        let centered = share - 0.5;
-        centered * polynomial(&A, centered * centered) / polynomial(&B, centered * centered)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use approx::assert_relative_eq;
-
     use super::*;
 
     #[test]
@@ -260,19 +264,5 @@ mod tests {
         assert_eq!(percentiles(&[3.0, 1.0, 3.0, 2.0]), [0.75, 0.125, 0.75, 0.375]);
         assert_eq!(percentiles(&[5.0, 5.0]), [0.5, 0.5]);
         assert!(percentiles(&[]).is_empty());
-    }
-
-    #[test]
-    fn normal_quantiles_match_known_values() {
-        // scipy.stats.norm.ppf
-        for (share, expected) in [
-            (0.5, 0.0),
-            (0.975, 1.959_963_984_540_054),
-            (0.01, -2.326_347_874_040_840_8),
-            (0.001, -3.090_232_306_167_813_5),
-            (0.3, -0.524_400_512_708_040_7),
-        ] {
-            assert_relative_eq!(normal_quantile(share), expected, epsilon = 1e-8, max_relative = 1e-8);
-        }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     models::{Proxy, Rater, init},
     rater::{
         bilevel::{Bilevel, BilevelSettings, StepRates, StepReport},
-        crossfit::{CrossFit, FoldProxySummary},
+        crossfit::{CaptionSignal, CrossFit, FoldProxySummary},
         dynamics::write_figure,
         samples::{SampleRecords, recording},
     },
@@ -55,6 +55,8 @@ pub struct TrainSummary {
     /// The training of each fold's proxy and the number of records that it evaluated, under rules that need the caption
     /// gain; empty in a resumed run whose captions were evaluated before.
     pub folds: Vec<(FoldProxySummary, usize)>,
+    /// What the caption gains tell of the captions, under rules that need them, with the folds.
+    pub captions: Option<CaptionSignal>,
     /// The table of caption gains, under rules that need them.
     pub gains: Option<PathBuf>,
     /// The table and plots of loss and gradient norm by rating over the epochs.
@@ -86,6 +88,9 @@ impl std::fmt::Display for TrainSummary {
                  epoch {}, loss {loss:.4} on {aside} records set aside",
                 best + 1
             )?;
+        }
+        if let Some(captions) = &self.captions {
+            write!(formatter, "\n{captions}")?;
         }
         if let Some(last) = &self.last {
             let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
@@ -201,7 +206,8 @@ pub fn train(
             return Err(Error::Interrupted { saved });
         }
     }
-    let folds = run.evaluate_captions(cross_fit.as_ref(), &mut samples, &mut journal, interrupt, progress)?;
+    let (folds, captions) =
+        run.evaluate_captions(cross_fit.as_ref(), &mut samples, &mut journal, interrupt, progress)?;
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
     } else if last.is_none() {
@@ -218,6 +224,7 @@ pub fn train(
         tokenizer: run.data.fit.clone(),
         last,
         folds,
+        captions,
         gains: run.is_crossfitted().then(|| directory.gains()),
         figures,
     })
@@ -381,16 +388,13 @@ impl Run<'_> {
         journal: &mut Journal,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
-    ) -> Result<Vec<(FoldProxySummary, usize)>> {
-        let Some(cross_fit) = cross_fit else { return Ok(Vec::new()) };
+    ) -> Result<(Vec<(FoldProxySummary, usize)>, Option<CaptionSignal>)> {
+        let Some(cross_fit) = cross_fit else { return Ok((Vec::new(), None)) };
         let fitted = cross_fit.run(interrupt, progress)?;
-        journal.note_gains(fitted.write(
-            self.directory,
-            &self.config.data.id_column,
-            &self.data.train.ids,
-        )?);
+        journal.note_gains(fitted.write(self.directory, &self.config.data.id_column, &self.data.train)?);
         samples.settle(&fitted.targets());
-        Ok(fitted.folds)
+        let captions = fitted.caption_signal();
+        Ok((fitted.folds, Some(captions)))
     }
 
     /// Updates of the proxy; those of the rater alone follow.
