@@ -339,7 +339,7 @@ fn an_interrupted_training_saves_and_goes_on() {
     let done = work.program(&["train", "--config", "config.json", "--out", "run"]).output().unwrap();
     let errors = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1));
-    assert!(errors.contains("already holds a run") && errors.contains("--overwrite"), "{errors}");
+    assert!(errors.contains("already contains a run") && errors.contains("--overwrite"), "{errors}");
 
     // The same command once more is enough, however the run was stopped.
     assert!(!stopped("killed", "-KILL").status.success());
@@ -516,7 +516,7 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
             let last = lines.len() - 1;
             lines.swap(last - 1, last);
             fs::write(&path, lines.join("\n") + "\n").unwrap();
-            refused("run", &[], &["holds parts of another job", name, "--overwrite"]);
+            refused("run", &[], &["contains parts of another job", name, "--overwrite"]);
             fs::write(&path, original).unwrap();
         };
         table_changed("data/corpus.csv");

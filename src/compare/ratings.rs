@@ -224,7 +224,7 @@ impl<'a> Ratings<'a> {
             }
         }
         if sums.is_empty() {
-            return Err(Error::input(&folder, format!("{} holds no {column}", folder.display())));
+            return Err(Error::input(&folder, format!("{} contains no {column}", folder.display())));
         }
         let sign = if high_is_good { 1.0 } else { -1.0 };
         let number = |record: &Record| {

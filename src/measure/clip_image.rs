@@ -152,7 +152,7 @@ impl ClipImage {
             return Err(Error::Checkpoint {
                 path: path.to_path_buf(),
                 message: format!(
-                    "holds no matrix {PROJECTION}; take a CLIPModel or a CLIPVisionModelWithProjection"
+                    "contains no matrix {PROJECTION}; use a CLIPModel or a CLIPVisionModelWithProjection"
                 ),
             });
         };

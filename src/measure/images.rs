@@ -85,7 +85,7 @@ pub fn images_as(
         return Err(Error::input(
             path,
             format!(
-                "{} holds no image: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
+                "{} contains no images: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
                 path.display()
             ),
         ));

@@ -30,7 +30,8 @@ impl Folder {
         let model = if inner.join("config.json").exists() { inner } else { given.to_path_buf() };
         if !model.join("config.json").exists() {
             return Err(refuse(
-                "holds no text encoder: neither config.json nor text_encoder/config.json is there".to_owned(),
+                "contains no text encoder: neither config.json nor text_encoder/config.json is there"
+                    .to_owned(),
             ));
         }
         let whole = std::path::absolute(&model).map_err(Error::io("resolve", &model))?;
@@ -45,7 +46,7 @@ impl Folder {
         match folders.iter().find(holds) {
             Some(tokenizer) => Ok(Self { tokenizer: tokenizer.clone(), model }),
             None => Err(refuse(format!(
-                "holds no tokenizer; copy the tokenizer's files ({}) of the encoder's Hugging Face folder to one of {}",
+                "contains no tokenizer; copy the tokenizer's files ({}) of the encoder's Hugging Face folder to one of {}",
                 "tokenizer.json, spiece.model, or vocab.json and merges.txt",
                 folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
             ))),

@@ -109,7 +109,7 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     if path.join("rater.safetensors").exists() {
         return Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: "holds a rater and its proxy, not a model trained by `fit`; pass a run of `fit`"
+            message: "contains a rater and its proxy, not a model trained by `fit`; pass a run of `fit`"
                 .to_owned(),
         });
     }

@@ -139,7 +139,7 @@ impl Parts {
                 Unsealed::Whole(stored) => match serde_json::from_slice::<Job>(&stored) {
                     Ok(stored) if stored == job => return remove_leftovers(&self.folder),
                     Ok(stored) if stored.format == FORMAT => Error::invalid(format!(
-                        "{} holds parts of another job: {} has changed; restore it, or pass --overwrite to start over",
+                        "{} contains parts of another job: {} has changed; restore it, or pass --overwrite to start over",
                         self.folder.display(),
                         job.first_difference(inputs, &stored)
                     )),
@@ -159,7 +159,7 @@ impl Parts {
 
     fn of_another_version(&self) -> Error {
         Error::invalid(format!(
-            "{} holds parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start \
+            "{} contains parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start \
              over",
             self.folder.display()
         ))
