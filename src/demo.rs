@@ -346,9 +346,9 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
             let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
             // AUROC of the flaw against clean records by low values.
             let auroc_of = |value: &dyn Fn(&Rated) -> f64| {
-                let beside = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
+                let compared = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
                 let (scores, positives): (Vec<f64>, Vec<bool>) =
-                    beside.map(|row| (-value(row), row.flaw == flaw)).unzip();
+                    compared.map(|row| (-value(row), row.flaw == flaw)).unzip();
                 let known = flaw != Flaw::Clean && scores.iter().all(|score| score.is_finite());
                 if known { auroc(&scores, &positives) } else { None }
             };

@@ -349,7 +349,7 @@ fn an_interrupted_training_saves_and_goes_on() {
     assert_eq!(usage.status.code(), Some(2));
 }
 
-/// Removes what lies beside a table of ratings, so that one of the other kind can have its name.
+/// Removes the files next to a table of ratings, so that one of the other kind can have its name.
 fn remove_companions(work: &Workplace, stem: &str) {
     for ending in ["failed.csv", "histogram.png", "contact_sheet.png"] {
         fs::remove_file(work.path(&format!("{stem}.{ending}"))).unwrap();

@@ -1,4 +1,4 @@
-//! Saved encoders: a JSON description with the kind, and safetensors beside it if there are weights.
+//! Saved encoders: a JSON description with the kind, and safetensors next to it if there are weights.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -108,7 +108,7 @@ pub(super) fn folder_of(path: &Path) -> PathBuf {
 }
 
 impl ClipImage {
-    /// Opens a folder in Hugging Face's layout, or its weights file with `config.json` beside it: a full CLIP model or
+    /// Opens a folder in Hugging Face's layout, or its weights file with `config.json` next to it: a full CLIP model or
     /// its image tower. `decode` configures transparency and EXIF data.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use crate::{
     files::text::read_text,
 };
 
-/// The table that `sample` writes beside its images.
+/// The table that `sample` writes next to its images.
 const SAMPLES: &str = "samples.csv";
 
 /// The metadata file in each prompt's folder of GenEval's layout.

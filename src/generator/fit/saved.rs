@@ -70,7 +70,7 @@ impl Run<'_> {
         folder::write(&self.directory.checkpoints(), step, occasion, files, &state)
     }
 
-    /// Refuses to resume if the files beside the checkpoint are damaged; returns what it records of them. Removes
+    /// Refuses to resume if the run's other files are damaged; returns what the checkpoint records of them. Removes
     /// checkpoints that a killed process left behind.
     pub(super) fn expect_whole(&self, path: &Path) -> Result<RunFiles> {
         let files = open(path)?.run_files()?.clone();

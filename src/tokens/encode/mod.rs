@@ -128,7 +128,7 @@ pub fn encode(
     let output = OutputFolder::claim(&claim, &request.out, LAYOUT)?;
     let settings = settings(request)?;
     let complete = output.present()? == Present::Complete;
-    let (folder, beside) = choose_folder(&output, request, &settings, &described)?;
+    let (folder, staged) = choose_folder(&output, request, &settings, &described)?;
     for folder in [folder.clone(), image_tokenizer_folder(&folder), text_encoder_folder(&folder)] {
         if folder.exists() {
             remove_leftovers(&folder)?;
@@ -180,7 +180,7 @@ pub fn encode(
         left_out,
     };
     let summary = builder.run(interrupt, progress)?;
-    if beside {
+    if staged {
         output.publish()?;
     } else {
         output.complete()?;
@@ -222,7 +222,7 @@ fn settings(request: &EncodeRequest) -> Result<String> {
 }
 
 /// Chooses where the cache is written: its folder, if that is empty or contains the same cache, else a staging folder
-/// beside it. Returns the path and whether it is the staging folder.
+/// next to it. Returns the path and whether it is the staging folder.
 fn choose_folder(
     output: &OutputFolder,
     request: &EncodeRequest,

@@ -101,13 +101,13 @@ fn damaged(path: &Path) -> Error {
 
 /// A run directory, locked against other processes.
 ///
-/// A run that replaces another is written beside it until its first step, when every check has passed; the old run is
+/// A run that replaces another is written next to it until its first step, when every check has passed; the old run is
 /// kept, hidden, until the new one is complete.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     folder: OutputFolder,
-    /// Whether the run is still staged beside another.
+    /// Whether the run is still staged next to another.
     pending: AtomicBool,
     /// Whether this process started the run, and whether it created the folder.
     is_new: bool,

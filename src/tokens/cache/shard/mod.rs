@@ -1,5 +1,5 @@
 //! One shard of a token cache: consecutive rows of a table, in a file of codes and, if text is stored, a file with
-//! the states or token ids of those captions that no earlier shard has. Both are safetensors; a JSON file beside
+//! the states or token ids of those captions that no earlier shard has. Both are safetensors; a JSON file next to
 //! them, written last, records their lengths and checksums.
 //!
 //! | tensor | contents |
