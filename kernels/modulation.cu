@@ -66,7 +66,7 @@ KERNEL(
     if (shift < stride) to[shift] += d_shift;
 }
 
-// Each row of the table [S, C] beside the last one, [S, 2C], repeated for each sample (z).
+// Each row of the table [S, C] concatenated with the last one, [S, 2C], repeated for each sample (z).
 template <class T>
 __device__ __forceinline__ void level_pairs(T *pairs, const T *table, unsigned levels, unsigned channels) {
     unsigned c = blockIdx.x * THREADS + threadIdx.x;

@@ -100,7 +100,7 @@ def main() -> None:
     described = {key: str(value) for key, value in vars(arguments).items() if key not in ("out", "seeds")}
     kept = arguments.out / "arguments.json"
     if kept.exists() and json.loads(kept.read_text()) != described:
-        sys.exit(f"{arguments.out} holds results of other arguments ({kept}); give another --out")
+        sys.exit(f"{arguments.out} contains results of other arguments ({kept}); pass another --out")
     kept.write_text(json.dumps(described, indent=2) + "\n")
     sets = [word for key in ["rule=gain", *arguments.set] for word in ("--set", key)]
     rows, seconds = [], []

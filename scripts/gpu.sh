@@ -100,7 +100,7 @@ pack_sanitizer() {
     fi
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "nvidia-cuda-sanitizer-api==13.0.*"
     found="$(find "$PWD/$environment" -path '*/bin/compute-sanitizer' | head -n 1)"
-    [ -n "$found" ] || fail "the pip package holds no compute-sanitizer"
+    [ -n "$found" ] || fail "the pip package contains no compute-sanitizer"
     local flat
     flat="$(mktemp -d)"
     cp "$(dirname "$(dirname "$found")")"/lib/* "$flat/"

@@ -110,11 +110,11 @@ def main():
                 more += f", {line['piece']} of {line['batch']} at a time" if line["piece"] < line["batch"] else ""
             print(f"| {name} | {time(line['median_s'])} | {images} | {peak} | {more} |")
     print()
-    print("| ours | beside | times faster | promised |")
+    print("| ours | compared with | times faster | promised |")
     print("| --- | --- | --- | --- |")
-    for what, beside, ours, other, promised in comparisons(ops + steps, theirs):
+    for what, compared, ours, other, promised in comparisons(ops + steps, theirs):
         ratio = f"{other / ours:.2f}" if ours and other else "not yet run"
-        print(f"| {what} | {beside} | {ratio} | {'' if promised is None else f'>= {promised}'} |")
+        print(f"| {what} | {compared} | {ratio} | {'' if promised is None else f'>= {promised}'} |")
 
 
 if __name__ == "__main__":

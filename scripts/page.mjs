@@ -1,5 +1,5 @@
 // Checks pages written by `report` in a headless browser: light and dark, in a wide window, on a phone, and in print. Prints the
-// findings and fails if there are any. Writes screenshots and the printed page beside each page.
+// findings and fails if there are any. Writes screenshots and the printed page next to each page.
 //
 //     node scripts/page.mjs PAGE.html…
 //     node scripts/page.mjs --self-test PAGE.html     # mutates the page; each mutation must be detected
@@ -157,7 +157,7 @@ const VIEWS = [
   { where: "print in the dark", viewport: PAPER, scheme: "dark", kind: "print" },
 ];
 
-/** Runs all checks in these views of a page. Writes screenshots and prints beside it if `files` is set. */
+/** Runs all checks in these views of a page. Writes screenshots and prints next to it if `files` is set. */
 async function check(browser, file, views, files) {
   const findings = new Findings();
   for (const { where, viewport, scheme, kind, use, screenshot = true } of views) {

@@ -234,7 +234,7 @@ export function sort() {
         if (present.some((key, at) => at > 0 && order(present[at - 1], key) > 0)) wrong.push(`${name} is not sorted, ${direction}`);
         sorted += new Set(present).size > 2;
       }
-      if (table.querySelectorAll("th[aria-sort]").length !== 1) wrong.push(`${name} is sorted beside another`);
+      if (table.querySelectorAll("th[aria-sort]").length !== 1) wrong.push(`${name} is sorted along with another`);
     }
   }
   if (sorted === 0) wrong.push("no table can be sorted");

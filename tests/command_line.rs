@@ -171,8 +171,8 @@ fn images_are_found_from_tables_in_other_folders() {
     assert!(of_corpus.iter().all(|path| path.starts_with("train/")), "the corpus has relative paths");
     let score =
         |out: &str| place.run(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", out]);
-    assert_eq!(score("data/beside.csv").0, Some(0));
-    assert_eq!(images("data/beside.csv"), of_corpus, "in the same folder they stay as they are written");
+    assert_eq!(score("data/sibling.csv").0, Some(0));
+    assert_eq!(images("data/sibling.csv"), of_corpus, "in the same folder they stay as they are written");
     assert_eq!(score("elsewhere.csv").0, Some(0));
     for (written, moved) in of_corpus.iter().zip(images("elsewhere.csv")) {
         assert_eq!(
@@ -182,7 +182,7 @@ fn images_are_found_from_tables_in_other_folders() {
     }
     let subset = "chosen/subset.csv";
     let select = ["select", "--keep", "3", "--overwrite", "--out", subset, "--ratings"];
-    let said = place.run(&[&select[..], &["data/beside.csv"]].concat());
+    let said = place.run(&[&select[..], &["data/sibling.csv"]].concat());
     assert_eq!(said.0, Some(0), "{}", said.1);
     assert!(images(subset).iter().all(|path| Path::new(path).is_absolute() && Path::new(path).is_file()));
     let rated = place.run(&["score", "--checkpoint", "run", "--data", subset, "--out", "chosen/again.csv"]);
@@ -191,7 +191,7 @@ fn images_are_found_from_tables_in_other_folders() {
     assert_eq!(failed.lines().count(), 1, "a header alone: {failed}");
     assert_eq!(images("chosen/again.csv"), images(subset));
     // A corpus' own rows are copied as they are, and a user is told that they lead nowhere.
-    let copied = place.run(&[&select[..], &["data/beside.csv", "--data", "data/train.csv"]].concat());
+    let copied = place.run(&[&select[..], &["data/sibling.csv", "--data", "data/train.csv"]].concat());
     assert_eq!(copied.0, Some(0), "{}", copied.1);
     assert!(
         copied.1.contains("data/train.csv has image paths relative to its folder in 3 rows"),

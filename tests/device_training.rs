@@ -369,7 +369,7 @@ fn recomputing_needs_less_memory() {
         device.memory().peak_bytes - held
     };
     let (kept, again) = (step_bytes(false), step_bytes(true));
-    println!("a step takes {kept} bytes beside weights and moments, {again} when blocks run again");
+    println!("a step takes {kept} bytes in addition to weights and moments, {again} when blocks run again");
     assert!(10 * again <= 9 * kept, "{again} bytes are hardly less than {kept}");
 }
 

@@ -11,7 +11,7 @@ use alchemist_engine::data::{
     synthetic::{DataSetSettings, write_data_set},
 };
 
-/// An example's program, in `examples/` beside the folder of this test's.
+/// An example's program, in `examples/` next to the folder of this test's.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let program: PathBuf = test.ancestors().nth(2).unwrap().join("examples").join(name);

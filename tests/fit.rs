@@ -70,7 +70,7 @@ fn the_loss_falls_and_images_come_out() {
     assert!(said.contains("top-p must be between 0 and 1"), "{said}");
     let said =
         work.refused(&["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "r.csv"], &[]);
-    assert!(said.contains("holds a model trained by `fit`, not a rater"), "{said}");
+    assert!(said.contains("contains a model trained by `fit`, not a rater"), "{said}");
 }
 
 /// The mean gain of the validation captions under the saved model: own caption against those of the records

@@ -255,5 +255,5 @@ fn a_comparison() {
     let mut lines: Vec<&str> = rows.lines().collect();
     lines.swap(4, 5);
     fs::write(&table, lines.join("\n") + "\n").unwrap();
-    work.refused(&arguments, &["compared holds a comparison of other tables", "train.csv"]);
+    work.refused(&arguments, &["compared contains a comparison of other tables", "train.csv"]);
 }

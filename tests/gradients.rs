@@ -112,7 +112,7 @@ fn check_on(
             let error = (numerical - gradient[element]).abs() / scale;
             if error.is_nan() || error > tolerance::FINITE_DIFFERENCE {
                 failures.push(format!(
-                    "{what}[{element}]: {numerical} beside {} ({error:.1e})",
+                    "{what}[{element}]: {numerical} instead of {} ({error:.1e})",
                     gradient[element]
                 ));
             }

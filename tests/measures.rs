@@ -408,7 +408,7 @@ fn drawn_images_lie_as_geneval_reads_them_and_are_measured() {
     work.refused(&[&measure[..], &["--features", "clip"]].concat(), &["--clip FOLDER"]);
     work.refused(&["measure", "--generated", "flat"], &["nothing to measure"]);
     fs::create_dir(work.path("empty")).unwrap();
-    work.refused(&["measure", "--generated", "empty", "--clip", clip], &["holds no image"]);
+    work.refused(&["measure", "--generated", "empty", "--clip", clip], &["contains no images"]);
 }
 
 fn image_size(path: &Path) -> (usize, usize) {

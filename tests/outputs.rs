@@ -273,7 +273,7 @@ fn no_command_touches_an_input_or_what_it_did_not_write() {
                     }
                 }
             }
-            cells.push("written beside");
+            cells.push("written next to it");
         } else {
             cells.push("-");
         }

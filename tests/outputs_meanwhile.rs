@@ -1,4 +1,4 @@
-//! Whatever a user puts into an output or beside it, before a command, while it runs or after it, stays as it is.
+//! Whatever a user puts into an output or next to it, before a command, while it runs or after it, stays as it is.
 #![cfg(unix)]
 
 mod workplace;

@@ -168,7 +168,7 @@ fn tables_have_whole_paths() {
     assert!("zip".parse::<Format>().unwrap_err().to_string().contains("webdataset"));
 }
 
-/// A subset of the rows `id,image_save_path,caption` beside these files.
+/// A subset of the rows `id,image_save_path,caption` next to these files.
 fn subset_of(rows: &str, files: &[(&str, &[u8])]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {

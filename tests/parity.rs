@@ -121,7 +121,7 @@ fn all_of<'a, const N: usize>(
     Some(names.map(|name| &tensors[name]))
 }
 
-/// A tensor beside the expected one; said if the set, as the copies may, has none.
+/// A tensor with the expected one; prints a line if the set has none, as the copies may.
 fn compare(fixture: &Fixture, what: &str, found: &Tensor, expected: Option<&Tensor>, limit: f64) {
     match expected {
         Some(expected) => report(fixture, what, relative_error(found, expected), limit),

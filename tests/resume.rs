@@ -340,7 +340,7 @@ fn an_interrupted_training_saves_and_goes_on() {
     let done = work.program(&["train", "--config", "config.json", "--out", "run"]).output().unwrap();
     let errors = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1));
-    assert!(errors.contains("already holds a run") && errors.contains("--overwrite"), "{errors}");
+    assert!(errors.contains("already contains a run") && errors.contains("--overwrite"), "{errors}");
 
     // The same command once more is enough, however the run was stopped.
     assert!(!stopped("killed", "-KILL").status.success());
@@ -350,7 +350,7 @@ fn an_interrupted_training_saves_and_goes_on() {
     assert_eq!(usage.status.code(), Some(2));
 }
 
-/// Removes what lies beside a table of ratings, so that one of the other kind can have its name.
+/// Removes the files next to a table of ratings, so that one of the other kind can have its name.
 fn remove_companions(work: &Workplace, stem: &str) {
     for ending in ["failed.csv", "histogram.png", "contact_sheet.png"] {
         fs::remove_file(work.path(&format!("{stem}.{ending}"))).unwrap();
@@ -517,7 +517,7 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
             let last = lines.len() - 1;
             lines.swap(last - 1, last);
             fs::write(&path, lines.join("\n") + "\n").unwrap();
-            refused("run", &[], &["holds parts of another job", name, "--overwrite"]);
+            refused("run", &[], &["contains parts of another job", name, "--overwrite"]);
             fs::write(&path, original).unwrap();
         };
         table_changed("data/corpus.csv");

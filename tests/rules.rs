@@ -181,7 +181,7 @@ fn alignment_is_what_the_validation_loss_gains_from_a_weight() {
         })
         .collect();
     let correlation = correlation(&slopes, &report.constant);
-    assert!(correlation >= 0.999, "{slopes:?} beside {:?}: {correlation}", report.constant);
+    assert!(correlation >= 0.999, "{slopes:?} against {:?}: {correlation}", report.constant);
     for (slope, constant) in slopes.iter().zip(&report.constant) {
         approx::assert_relative_eq!(*slope, rate * constant, max_relative = 0.1, epsilon = 1e-4);
     }

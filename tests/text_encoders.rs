@@ -151,7 +151,7 @@ fn an_encoder_is_found_in_every_usual_place() {
         assert!(found.encode(&CAPTIONS).unwrap() == states, "{what}");
     };
     let model = folder.path().join("text_encoder");
-    check(&model, "the encoder's own folder, the tokenizer beside it");
+    check(&model, "the encoder's own folder, the tokenizer next to it");
     fs::remove_file(model.join("model.safetensors")).unwrap();
     write_shards(&model, &clip_weights());
     check(folder.path(), "in shards");
@@ -159,7 +159,7 @@ fn an_encoder_is_found_in_every_usual_place() {
     check(&model, "the tokenizer in the encoder's folder");
     fs::remove_dir_all(model.join("tokenizer")).unwrap();
     copy_clip_tokenizer(&model);
-    check(&model, "the tokenizer's files beside the weights");
+    check(&model, "the tokenizer's files next to the weights");
 
     // Names without their prefix, with the list of positions that old files hold.
     let bare = changed(|_, weights| {

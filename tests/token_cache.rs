@@ -165,7 +165,7 @@ fn a_cache_of_something_else_is_refused() {
     encode(&["--out", "cache"], &["built with other encoders or options", "--overwrite"]);
     work.refused(
         &["train", "--config", "config.json", "--out", "none", "--set", "token_cache=data"],
-        &["data holds no token cache", "token_cache="],
+        &["data contains no token cache", "token_cache="],
     );
     let written: Value = serde_json::from_slice(&fs::read(work.path("cache/cache.json")).unwrap()).unwrap();
     let mut newer = written;

@@ -275,7 +275,7 @@ fn a_run_is_not_overwritten_unasked() {
     fs::write(notes.join("notes.txt"), "").unwrap();
     drop(run);
     let error = RunDirectory::create(&notes, &config, Existing::Refuse).unwrap_err().to_string();
-    assert!(error.contains("already holds a run"), "{error}");
+    assert!(error.contains("already contains a run"), "{error}");
     let model = folder.path().join("model");
     fs::create_dir(&model).unwrap();
     fs::write(model.join("config.json"), "{\"model_type\": \"clip\"}").unwrap();
@@ -288,7 +288,7 @@ fn a_run_is_not_overwritten_unasked() {
     let other = folder.path().join("other");
     fs::create_dir(&other).unwrap();
     let error = RunDirectory::open(&other).unwrap_err().to_string();
-    assert!(error.contains("holds no run"), "{error}");
+    assert!(error.contains("contains no run"), "{error}");
     fs::write(other.join("thesis.tex"), "").unwrap();
     for existing in [Existing::Refuse, Existing::Overwrite] {
         let error = RunDirectory::create(&other, &config, existing).unwrap_err().to_string();

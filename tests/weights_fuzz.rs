@@ -31,7 +31,7 @@ use alchemist_engine::{
     weights::Weights,
 };
 
-/// Bytes that a tokenizer may make of a short caption, with what the tokenizers' library keeps beside each of them.
+/// Bytes that a tokenizer may make of a short caption, with what the tokenizers' library keeps for each of them.
 const LONGEST_TEXT: usize = 4 << 20;
 
 /// The largest single allocation since it was last set to 0.

@@ -80,7 +80,7 @@ def pairs(out: Path) -> list[corpus.Pair]:
                 group=image.stem,
             ))
     if not found:
-        sys.exit(f"{out / 'packages'} holds no emoji; remove it and run this again")
+        sys.exit(f"{out / 'packages'} contains no emoji; remove it and run this again")
     return found
 
 

@@ -198,7 +198,7 @@ def pairs(out: Path) -> list[corpus.Pair]:
         corpus.fetch_debian(manual.package, folder)
         figures = captioned(folder, manual)
         if not figures:
-            sys.exit(f"{folder} holds no figures; remove it and run this again")
+            sys.exit(f"{folder} contains no figures; remove it and run this again")
         found.extend(figures)
     return found
 

@@ -92,7 +92,7 @@ def pairs(out: Path) -> list[corpus.Pair]:
     root = package / IMAGES
     images = sorted(root.rglob("*.png"), key=lambda path: path.relative_to(root).as_posix())
     if not images:
-        sys.exit(f"{root} holds no PNG files; remove {package} and run this again")
+        sys.exit(f"{root} contains no PNG files; remove {package} and run this again")
     found = []
     for number, image in enumerate(images):
         inside = image.relative_to(root)

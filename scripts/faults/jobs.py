@@ -15,7 +15,7 @@ class Job:
     other: tuple = ()
     # A final name only ever holds the old or the new bytes.
     atomic: bool = True
-    # Names beside the output that exist only while the job is unfinished, and where a user may have files, too.
+    # Names next to the output that exist only while the job is unfinished, and where a user may have files, too.
     transient: tuple = ()
     # Inputs in the workspace that could also be given as the output.
     inputs: tuple = ()

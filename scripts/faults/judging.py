@@ -133,7 +133,7 @@ class Judge:
         def whole(wanted: dict) -> bool:
             return all(trees.hidden(path) or tree.get(path) == entry for path, entry in wanted.items())
 
-        # An unfinished state is accepted if a hidden file beside it marks it.
+        # An unfinished state is accepted if a hidden file next to it marks it.
         unfinished = any(trees.hidden(path) and entry not in (new.get(path), old.get(path)) for path, entry in tree.items())
         if not whole(new) and not whole(old) and not unfinished:
             some_new = any(tree.get(path) == entry != old.get(path) and entry[0] == "file" for path, entry in new.items())

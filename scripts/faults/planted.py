@@ -1,5 +1,5 @@
 """A stand-in for the engine to test the checker: correct by default, with one defect if ALCHEMIST_PLANTED names it. It copies a table in
-upper case, part by part, and writes its checksum beside it."""
+upper case, part by part, and writes its checksum next to it."""
 
 import errno
 import fcntl

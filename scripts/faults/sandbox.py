@@ -12,7 +12,7 @@ import workspace
 from engine import Counters, Engine, Fault
 from jobs import Job
 
-# The user's files beside every output.
+# The user's files next to every output.
 SENTINELS = {
     "keep.txt": ("file", b"the user's own\n"),
     ".keep": ("file", b"hidden, and the user's own\n"),
@@ -111,7 +111,7 @@ class Sandbox:
         tree = trees.read(self.output)
         for path, entry in SENTINELS.items():
             if tree.pop(path, None) != entry:
-                raise Faulty(f"the user's {path} beside the output was changed or removed")
+                raise Faulty(f"the user's {path} next to the output was changed or removed")
         self.untouched()
         return tree
 

@@ -36,7 +36,7 @@ ERRORS = {
 }
 
 # Messages of the loser of two concurrent jobs.
-TAKEN = r"another|already|exists|is there|in use|\block|\bheld\b|\bholds\b|not empty|\bprocess\b|\bpid\b"
+TAKEN = r"another|already|exists|is there|in use|\block|\bheld\b|\bcontains\b|not empty|\bprocess\b|\bpid\b"
 
 
 def kinds_of(job: Job) -> tuple:

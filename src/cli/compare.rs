@@ -27,7 +27,7 @@ pub struct CompareArguments {
     /// Configuration in JSON: the models' and raters' sizes and training, and the data.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// The training set; overrides the configuration. A column `flaw`, as `plant` writes it, holds the planted flaws.
+    /// The training set; overrides the configuration. A column `flaw`, as `plant` writes it, contains the planted flaws.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
     /// The validation set, which guides the raters; overrides the configuration; if neither is set, 20% of the training

@@ -14,7 +14,7 @@ use crate::{
 /// The arguments of `convert`.
 #[derive(Clone, Debug, Args)]
 pub struct ConvertArguments {
-    /// A safetensors file, PyTorch checkpoint, shard index, or a folder that holds one of them.
+    /// A safetensors file, PyTorch checkpoint, shard index, or a folder that contains one of them.
     #[arg(value_name = "IN")]
     pub input: PathBuf,
     /// The file to write: NAME.safetensors, or NAME.pth (.pt, .bin) for PyTorch.
@@ -131,9 +131,12 @@ fn write(
         return Err(Error::input(
             &arguments.input,
             format!(
-                "{}: holds no tensors{}; `inspect` lists all tensors",
+                "{}: contains no tensors{}; `inspect` lists all tensors",
                 arguments.input.display(),
-                arguments.within.as_ref().map_or(String::new(), |prefix| format!(" below `{prefix}`"))
+                arguments
+                    .within
+                    .as_ref()
+                    .map_or(String::new(), |prefix| format!(" with the prefix `{prefix}`"))
             ),
         ));
     }

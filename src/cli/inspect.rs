@@ -16,7 +16,7 @@ use crate::{
 /// The arguments of `inspect`.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArguments {
-    /// A safetensors file, PyTorch checkpoint, shard index, or a folder that holds one of them.
+    /// A safetensors file, PyTorch checkpoint, shard index, or a folder that contains one of them.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Only names with this prefix, such as trainer.varRater_wo_ddp.
@@ -71,8 +71,10 @@ fn shown(arguments: &InspectArguments) -> Result<String> {
         let Some(prefix) = within else { return Weights::open(file) };
         let weights = Weights::open(file)?.within(prefix);
         if weights.is_empty() && weights.values().next().is_none() {
-            let message =
-                format!("{}: holds no tensors below `{prefix}`; omit it to list all tensors", file.display());
+            let message = format!(
+                "{}: contains no tensors with the prefix `{prefix}`; omit it to list all tensors",
+                file.display()
+            );
             return Err(crate::Error::input(file, message));
         }
         Ok(weights)

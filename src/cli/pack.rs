@@ -25,7 +25,8 @@ pub struct PackArguments {
     /// (DataComp's .npy). csv and parquet reference the images without reading them.
     #[arg(long, value_name = "FORMAT")]
     pub format: Format,
-    /// The file, or the folder for imagefolder and webdataset.
+    /// The output file, or folder for imagefolder and webdataset. Rows whose image is missing or unreadable are skipped;
+    /// their number and the reasons are printed.
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
     /// webdataset: samples per shard.
@@ -40,7 +41,7 @@ pub struct PackArguments {
     /// Column of the captions. If there is no column `caption`: one of the usual names (text, prompt).
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
-    /// Count malformed rows as failed records instead of ending with an error.
+    /// Skip and count malformed rows instead of ending with an error.
     #[arg(long)]
     pub skip_bad_rows: bool,
     /// Replace existing outputs.

@@ -100,7 +100,7 @@ pub(super) fn run(arguments: SampleArguments, interrupt: &Interrupt) -> Result<(
         let before = prompts.len();
         prompts.extend(filled_lines(&read_text(path)?).map(|(_, line)| line.to_owned()));
         if prompts.len() == before {
-            let message = "holds no prompt".to_owned();
+            let message = "contains no prompts".to_owned();
             return Err(Error::Table { path: path.clone(), line: None, message });
         }
     }

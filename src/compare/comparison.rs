@@ -30,7 +30,7 @@ pub struct FlawLine {
 pub struct Comparison {
     /// Its configuration.
     pub config: serde_json::Value,
-    /// The column of the corpus that holds the planted flaw.
+    /// The column of the corpus that contains the planted flaw.
     pub flaw_column: String,
     /// Usable records of the training set.
     pub records: usize,
@@ -51,7 +51,7 @@ pub struct Comparison {
 const FILE: &str = "comparison.json";
 
 impl Comparison {
-    /// Whether a folder holds a comparison.
+    /// Whether a folder contains a comparison.
     pub fn is_in(folder: &Path) -> bool {
         folder.join(FILE).is_file()
     }

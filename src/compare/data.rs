@@ -42,7 +42,7 @@ struct Described {
 }
 
 impl Described {
-    /// Refuses a folder that holds a different comparison; `tables` are the tables described.
+    /// Refuses a folder that contains a different comparison; `tables` are the tables described.
     fn expect_held(&self, path: &Path, out: &Path, tables: &[&PathBuf]) -> Result<()> {
         if !path.exists() {
             return Ok(());
@@ -54,7 +54,7 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of an older version, which `report` reads, but which cannot be resumed; \
+                    "{} contains a comparison of an older version, which `report` reads, but which cannot be resumed; \
                      give another --out, or remove it",
                     out.display()
                 ),
@@ -72,7 +72,7 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of other tables: {table} differs, or was changed since; {cure}",
+                    "{} contains a comparison of other tables: {table} differs, or was changed since; {cure}",
                     out.display()
                 ),
             ));
@@ -81,7 +81,7 @@ impl Described {
             return Err(Error::mismatch(
                 out,
                 format!(
-                    "{} holds a comparison of another configuration or other tables, or one that was started with \
+                    "{} contains a comparison of another configuration or other tables, or one that was started with \
                      other arithmetic (--device, fp16); choose another --out, or remove it",
                     out.display()
                 ),
@@ -182,7 +182,7 @@ pub(super) fn prepare(
     };
     encode(&encoding, interrupt, task)?;
     let tokens = TokenCache::open(&cache)?;
-    let usable = |record: &Record| tokens.holds(&record.image);
+    let usable = |record: &Record| tokens.contains(&record.image);
     let before = records.len();
     records.retain(usable);
     if records.is_empty() {

@@ -42,7 +42,7 @@ impl ComparisonPage<'_> {
     /// Builds the page.
     ///
     /// # Errors
-    /// If the folder holds no comparison, or a part of it cannot be read.
+    /// If the folder contains no comparison, or a part of it cannot be read.
     pub(crate) fn page(&self) -> Result<Page> {
         let comparison = Comparison::read(self.folder)?;
         let config = comparison.config()?;
@@ -99,7 +99,7 @@ impl ComparisonPage<'_> {
             let Some(seed) = seeds.iter().copied().find(|seed| path_of(*seed).is_file()) else {
                 let of = self.folder.display();
                 let message =
-                    format!("{of} holds no ratings by {rating}; name others, or add it to the comparison");
+                    format!("{of} contains no ratings by {rating}; name others, or add it to the comparison");
                 return Err(Error::input(self.folder, message));
             };
             let path = path_of(seed);

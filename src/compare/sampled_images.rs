@@ -59,7 +59,7 @@ impl SampledImages {
     ) -> Result<Self> {
         let tokens = TokenCache::open(&data.cache)?;
         let mut records = config.open_corpus(&data.held_out)?.read_all()?;
-        records.retain(|record| tokens.holds(&record.image));
+        records.retain(|record| tokens.contains(&record.image));
         if request.count < 2 || request.count > records.len() {
             return Err(Error::not_enough_data(format!(
                 "cannot generate {} images from {} held-out captions; give 2 or more, at most one per caption",

@@ -250,9 +250,9 @@ fn flaw_lines(records: &[Record], column: Option<usize>, rating_values: &RatingV
                     .iter()
                     .filter_map(|record| Some((*numbers.get(&record.id)?, flaw_of(record, column)?)))
                     .collect();
-                let beside = rated.iter().filter(|(_, kind)| *kind == flaw || *kind == Flaw::Clean.name());
+                let compared = rated.iter().filter(|(_, kind)| *kind == flaw || *kind == Flaw::Clean.name());
                 let (scores, positives): (Vec<f64>, Vec<bool>) =
-                    beside.map(|(number, kind)| (-number, kind == flaw)).unzip();
+                    compared.map(|(number, kind)| (-number, kind == flaw)).unzip();
                 found.extend(auroc(&scores, &positives));
                 let (all, members): (Vec<f64>, Vec<bool>) =
                     rated.iter().map(|(number, kind)| (*number, kind == flaw)).unzip();

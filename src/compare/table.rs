@@ -82,13 +82,13 @@ pub(crate) fn summarize(outcomes: &[TrainedModel]) -> Vec<Line> {
             let losses = values(results, |result| result.loss);
             let accuracies: Vec<f64> = results.iter().filter_map(|(_, result)| result.accuracy).collect();
             // The sign makes lower values better.
-            let beside = |value: Value, sign: f64| {
+            let against_random = |value: Value, sign: f64| {
                 let [random, ceiling] = ["random", "oracle"].map(|name| by_seed(name, &setting, value));
                 let own = values(results, value);
                 if rating == "random" { (None, None) } else { gap(&own, &random, &ceiling, sign) }
             };
-            let (difference, closed) = beside(|result| result.loss, 1.0);
-            let (gain_difference, gain_closed) = beside(|result| result.caption_gain, -1.0);
+            let (difference, closed) = against_random(|result| result.loss, 1.0);
+            let (gain_difference, gain_closed) = against_random(|result| result.caption_gain, -1.0);
             let caption_gain = GainLine {
                 value: mean(&values(results, |result| result.caption_gain)),
                 difference: gain_difference,

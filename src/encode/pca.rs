@@ -21,7 +21,7 @@ use crate::{
 /// The `kind` in the saved JSON.
 pub(super) const KIND: &str = "pca";
 
-/// The weights file beside the JSON.
+/// The weights file next to the JSON.
 const WEIGHTS: &str = "image_tokenizer.safetensors";
 
 const OP: &str = "PCA tokenizer";

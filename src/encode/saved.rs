@@ -1,4 +1,4 @@
-//! Saved encoders: a JSON description with the kind, and safetensors beside it if there are weights.
+//! Saved encoders: a JSON description with the kind, and safetensors next to it if there are weights.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -54,7 +54,7 @@ impl EncoderDescription {
         Err(damaged(
             path,
             format!(
-                "the fingerprint is {}, but what the folder holds gives {found}; the files were changed or belong to different encoders, so save or fit it again",
+                "the fingerprint is {}, but that of the files is {found}; they were changed or belong to different encoders, so save or fit it again",
                 self.fingerprint
             ),
         ))

@@ -131,7 +131,7 @@ impl Tensor {
     /// Copies the tensor to a device, unless it is already there.
     ///
     /// # Errors
-    /// If it holds 64-bit floats, there is not enough memory, or the device fails.
+    /// If its dtype is f64, there is not enough memory, or the device fails.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         let storage = match &self.data {
             Data::Device(storage) if storage.device().is(device) => return Ok(self.clone()),

@@ -26,7 +26,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// Whether a file was written by the command of the folder, or by one whose marker is beside the file.
+    /// Whether a file was written by the command of the folder, or by one whose marker is next to the file.
     pub(super) fn is_own(&self, path: &Path) -> Result<bool> {
         let name = name_below(self.root, path);
         if self.marker.vouches_for(&name, path)? {
@@ -41,7 +41,7 @@ impl Scope<'_> {
         if let Some(output) = hidden(&file_name, MARKER) {
             return Ok(Marker::read(path)?.is_some_and(|other| other.of(&output).next().is_some()));
         }
-        // A set of files has a single marker, beside one of them.
+        // A set of files has a single marker, next to one of them.
         for entry in fs::read_dir(folder_of(path)).map_err(Error::io("read", folder_of(path)))? {
             let entry = entry.map_err(Error::io("read", path))?;
             if hidden(&entry.file_name().to_string_lossy(), MARKER).is_some()

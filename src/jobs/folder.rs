@@ -1,4 +1,4 @@
-//! Output folders: checked and locked before anything is read, written beside their target or in place, and renamed
+//! Output folders: checked and locked before anything is read, written next to their target or in place, and renamed
 //! atomically.
 
 use std::{
@@ -9,13 +9,13 @@ use std::{
 
 pub(crate) use super::contents::FolderPatterns;
 use super::{
-    Claim, OTHER, beside,
+    Claim, OTHER,
     contents::{Other, Scope, describe, marked_in, matches, name_below},
     hidden,
     lock::{Lock, is_lock},
     marker::{MARKER, Marker, NEW, OutputFile, OutputState},
     output::{make_staging, rename},
-    refuse, refuse_inputs, remove, resolved,
+    refuse, refuse_inputs, remove, resolved, sibling,
 };
 use crate::{
     error::{Error, Result},
@@ -74,12 +74,12 @@ impl OutputFolder {
 
     /// The staging folder, if it is not written in place.
     pub(crate) fn staging(&self) -> PathBuf {
-        beside(&self.target, ".unfinished")
+        sibling(&self.target, ".unfinished")
     }
 
     /// Where the previous output is kept until the new one is complete.
     pub(crate) fn replaced(&self) -> PathBuf {
-        beside(&self.target, ".replaced")
+        sibling(&self.target, ".replaced")
     }
 
     /// Completes or reverts a replacement that was killed between two renames.

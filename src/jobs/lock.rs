@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{beside, refuse};
+use super::{refuse, sibling};
 use crate::{
     error::{Error, Result},
     files::temporary::{create_temporary, forget},
@@ -51,7 +51,7 @@ impl Lock {
         let holder = Holder { command: command.to_owned(), host: host(), process: std::process::id() };
         let mut lock = Self { held: Vec::new(), stop: None, beating: None };
         for output in outputs {
-            let path = beside(output, ".lock");
+            let path = sibling(output, ".lock");
             let file = create_temporary(|| acquire(output, &path, &holder), |_| path.clone())?;
             lock.held.push((path, file));
         }
@@ -121,9 +121,10 @@ fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 Error::io("write into the folder of", output)(error)
             }
-            io::ErrorKind::InvalidFilename => {
-                refuse(output, "its name is too long for the lock and marker beside it; choose a shorter one")
-            }
+            io::ErrorKind::InvalidFilename => refuse(
+                output,
+                "its name is too long for the lock and marker next to it; choose a shorter one",
+            ),
             _ => Error::io("write", path)(error),
         })?;
         match file.try_lock() {
@@ -272,7 +273,7 @@ mod tests {
     fn locks_of_dead_processes_are_ignored_and_those_of_other_hosts_expire() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("a.csv");
-        let path = beside(&output, ".lock");
+        let path = sibling(&output, ".lock");
         let leave = |host: &str, age: Duration| {
             let holder = Holder { command: "score".to_owned(), host: host.to_owned(), process: 1 };
             fs::write(&path, serde_json::to_vec(&holder).unwrap()).unwrap();
@@ -301,7 +302,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (output, target) = (folder.path().join("a.csv"), folder.path().join("mine"));
         fs::write(&target, "mine").unwrap();
-        std::os::unix::fs::symlink(&target, beside(&output, ".lock")).unwrap();
+        std::os::unix::fs::symlink(&target, sibling(&output, ".lock")).unwrap();
         assert!(Lock::acquire("score", &[output]).is_err());
         assert_eq!(fs::read(&target).unwrap(), b"mine");
     }

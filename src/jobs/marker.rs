@@ -9,13 +9,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::beside;
+use super::sibling;
 use crate::{
     error::{Error, Result},
     files::{hexadecimal, sha256_of_file, write_atomic_under},
 };
 
-/// Name of the marker within a folder; beside a file, the file name is prepended.
+/// Name of the marker within a folder; next to a file, the file name is prepended.
 pub(crate) const MARKER: &str = ".alchemist.json";
 
 /// Progress of an output.
@@ -76,7 +76,7 @@ pub(crate) struct Marker {
     pub(crate) state: OutputState,
     /// Its files.
     pub(crate) files: Vec<OutputFile>,
-    /// For files: the name of the file beside the marker. A copy beside another file is invalid.
+    /// For files: the name of the file next to the marker. A copy next to another file is invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) output: Option<String>,
     /// While files are being replaced: whether the previous output was complete.
@@ -110,7 +110,7 @@ impl Marker {
 
     /// Path of the marker of a file.
     pub(crate) fn beside(output: &Path) -> PathBuf {
-        beside(output, MARKER)
+        sibling(output, MARKER)
     }
 
     /// Reads a marker.
@@ -129,7 +129,7 @@ impl Marker {
             Ok(bytes) => {
                 let marker = serde_json::from_slice(&bytes).ok();
                 let marker = marker.filter(|marker: &Self| marker.format == Self::FORMAT);
-                let damaged = "is damaged or was not written by this program, so nothing beside it is replaced; move \
+                let damaged = "is damaged or was not written by this program, so nothing next to it is replaced; move \
                                it away";
                 marker.map(Some).ok_or_else(|| super::refuse(path, damaged))
             }
@@ -147,7 +147,7 @@ impl Marker {
         write_atomic_under(&unfinished(path), path, &text)
     }
 
-    /// Reads the marker beside a file. A copy of another file's marker is ignored.
+    /// Reads the marker next to a file. A copy of another file's marker is ignored.
     ///
     /// # Errors
     /// See [`read`](Self::read).

@@ -1,7 +1,7 @@
 //! Outputs of commands: a lock, checks that protect the user's files, a staging folder, and a marker that lists what
 //! was written.
 //!
-//! | beside an output `NAME` | is |
+//! | next to an output `NAME` | purpose |
 //! | --- | --- |
 //! | `.NAME.lock` | held while a process writes `NAME` (`jobs::lock`) |
 //! | `.NAME.unfinished/` | staging folder of the new output (`jobs::output`) |
@@ -60,8 +60,8 @@ fn remove(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
 }
 
-/// The path of `.NAME` with a suffix, beside `path`.
-fn beside(path: &Path, ending: &str) -> PathBuf {
+/// The path of `.NAME` with a suffix, next to `path`.
+fn sibling(path: &Path, ending: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(ending);

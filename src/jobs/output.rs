@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
-    Claim, OTHER, beside, hidden,
+    Claim, OTHER, hidden,
     lock::Lock,
     marker::{MARKER, Marker, NEW, OutputFile, OutputState, name_of, remove_leftover},
-    refuse, refuse_inputs, remove, resolved,
+    refuse, refuse_inputs, remove, resolved, sibling,
 };
 use crate::{
     error::{Error, Result},
@@ -57,7 +57,7 @@ impl Output {
         for written in former.iter().flat_map(|marker| &marker.files) {
             check(claim, &primary.with_file_name(&written.name), former.as_ref())?;
         }
-        let staging = beside(&primary, ".unfinished");
+        let staging = sibling(&primary, ".unfinished");
         make_staging(&staging, claim.command)?;
         let (command, overwrite) = (claim.command, claim.overwrite);
         Ok(Self { command, overwrite, primary, staging, former, rating_column: None, lock })

@@ -108,7 +108,7 @@ pub(super) fn folder_of(path: &Path) -> PathBuf {
 }
 
 impl ClipImage {
-    /// Opens a folder in Hugging Face's layout, or its weights file with `config.json` beside it: a full CLIP model or
+    /// Opens a folder in Hugging Face's layout, or its weights file with `config.json` next to it: a full CLIP model or
     /// its image tower. `decode` configures transparency and EXIF data.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl ClipImage {
             return Err(Error::Checkpoint {
                 path: path.to_path_buf(),
                 message: format!(
-                    "holds no matrix {PROJECTION}; take a CLIPModel or a CLIPVisionModelWithProjection"
+                    "contains no matrix {PROJECTION}; use a CLIPModel or a CLIPVisionModelWithProjection"
                 ),
             });
         };

@@ -21,7 +21,7 @@ use crate::{
     files::text::read_text,
 };
 
-/// The table that `sample` writes beside its images.
+/// The table that `sample` writes next to its images.
 const SAMPLES: &str = "samples.csv";
 
 /// The metadata file in each prompt's folder of GenEval's layout.
@@ -85,7 +85,7 @@ pub fn images_as(
         return Err(Error::input(
             path,
             format!(
-                "{} holds no image: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
+                "{} contains no images: neither {SAMPLES}, nor GenEval's folders, nor PNG, JPEG, WebP or GIF files",
                 path.display()
             ),
         ));

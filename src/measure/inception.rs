@@ -331,7 +331,7 @@ impl Step {
             Self::LargestHalving => largest(input, (input.side - 1) / 2, |at| 2 * at..2 * at + 3),
             Self::Branches(branches) => {
                 let parts: Vec<Map> = branches.iter().map(|steps| run(steps, input, space)).collect();
-                beside(&parts)
+                concat_channels(&parts)
             }
         }
     }
@@ -379,7 +379,7 @@ fn largest(input: &Map, side: usize, window: impl Fn(usize) -> std::ops::Range<u
 }
 
 /// Concatenates maps of one size along the channels.
-fn beside(parts: &[Map]) -> Map {
+fn concat_channels(parts: &[Map]) -> Map {
     let channels: usize = parts.iter().map(|part| part.channels).sum();
     let side = parts.first().map_or(0, |part| part.side);
     let mut output = Map::default();

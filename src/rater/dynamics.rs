@@ -41,7 +41,7 @@ impl EpochDynamics {
 /// The recordings in a folder, by epoch.
 ///
 /// # Errors
-/// If one cannot be read, or holds other samples than the first.
+/// If one cannot be read, or contains samples other than those of the first.
 pub(crate) fn recordings(folder: &Path) -> Result<Vec<EpochDynamics>> {
     let mut found = Vec::new();
     if folder.exists() {
@@ -62,7 +62,7 @@ pub(crate) fn recordings(folder: &Path) -> Result<Vec<EpochDynamics>> {
             return Err(Error::Table {
                 path,
                 line: None,
-                message: "holds other samples than the earlier recordings".to_owned(),
+                message: "contains samples other than those of the earlier recordings".to_owned(),
             });
         }
         all.push(recording);
@@ -90,7 +90,7 @@ fn read(path: &Path, epoch: u64) -> Result<EpochDynamics> {
                 Some("") => f64::NAN,
                 Some(cell) => cell
                     .parse()
-                    .map_err(|_| refuse(Some(line), format!("holds \"{cell}\" instead of a number")))?,
+                    .map_err(|_| refuse(Some(line), format!("contains \"{cell}\" instead of a number")))?,
             });
         }
     }

@@ -26,7 +26,7 @@ pub(crate) const HISTOGRAM: &str = ".histogram.png";
 /// Suffix of the contact sheet's file name.
 pub(crate) const CONTACT_SHEET: &str = ".contact_sheet.png";
 
-/// Writes both beside the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `columns` are its
+/// Writes both next to the ratings table, as `<stem>.histogram.png` and `<stem>.contact_sheet.png`. `columns` are its
 /// id and rating columns; `note_column` is a column of the corpus shown before each caption.
 ///
 /// # Errors

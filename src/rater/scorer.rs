@@ -65,7 +65,7 @@ pub struct ScoreRequest {
     pub by_rater: bool,
     /// Replace an existing output.
     pub overwrite: bool,
-    /// Write the histogram of the ratings and the contact sheet beside the table.
+    /// Also write the histogram of the ratings and the contact sheet, next to the table.
     pub images: bool,
     /// A column of the corpus that the contact sheet shows before each caption.
     pub note_column: Option<String>,

@@ -49,7 +49,7 @@ pub struct SubsetJob {
     pub keep: Keep,
     /// Seed of random sampling.
     pub seed: u64,
-    /// The CSV of the subset. The list of ids and the summary are written beside it.
+    /// The CSV of the subset. The list of ids and the summary are written next to it.
     pub out: PathBuf,
     /// The corpus, to copy its rows: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
@@ -212,12 +212,12 @@ fn output_paths(job: &SubsetJob) -> Result<[PathBuf; 3]> {
     let Some(stem) = stem else {
         return Err(Error::invalid(format!("{}: the name must end in .csv", job.out.display())));
     };
-    let beside = |ending: &str| {
+    let sibling = |ending: &str| {
         let mut name = stem.to_os_string();
         name.push(ending);
         job.out.with_file_name(name)
     };
-    Ok([job.out.clone(), beside(IDS), beside(SUMMARY)])
+    Ok([job.out.clone(), sibling(IDS), sibling(SUMMARY)])
 }
 
 /// Streams the ratings table and writes the kept rows without their rating.

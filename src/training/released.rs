@@ -99,7 +99,7 @@ pub(crate) fn differences_from(path: &Path, prefix: &str, config: &Config) -> Re
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn holds(path: &Path, prefix: &str) -> Result<bool> {
+pub fn contains(path: &Path, prefix: &str) -> Result<bool> {
     Ok(!Weights::open(path)?.within(prefix).is_empty())
 }
 

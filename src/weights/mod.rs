@@ -103,7 +103,7 @@ impl Weights {
     /// is detected by content.
     ///
     /// # Errors
-    /// If the path cannot be read, is truncated or damaged, holds no weights, or contains code to run.
+    /// If the path cannot be read, is truncated or damaged, contains no weights, or contains code to run.
     pub fn open(path: &Path) -> Result<Self> {
         Self::of(path.into(), open::open(path)?)
     }

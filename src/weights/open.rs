@@ -89,13 +89,13 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
         (1, Some(only)) => Ok(only),
         (0, _) => Err(damaged(
             folder,
-            "the folder holds no weights: neither model.safetensors nor another .safetensors, .pth, .pt or .bin file"
+            "the folder contains no weights: neither model.safetensors nor another .safetensors, .pth, .pt or .bin file"
                 .to_owned(),
         )),
         (count, _) => Err(damaged(
             folder,
             format!(
-                "the folder holds {count} files of weights, and none of {}; pass a file",
+                "the folder contains {count} weight files, none of them named {}; pass one of them",
                 NAMES.join(", ")
             ),
         )),
@@ -166,7 +166,7 @@ fn single(path: &Path) -> Result<Contents> {
     Err(damaged(path, unknown(&file)))
 }
 
-/// Identifies a file that holds no weights, with a hint.
+/// Identifies a file that contains no weights, with a hint.
 fn unknown(bytes: &[u8]) -> String {
     let known: [(&[u8], &str); 3] = [
         (b"\x89HDF", "an HDF5 file, as Keras writes; export the weights as safetensors"),

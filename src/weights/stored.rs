@@ -280,7 +280,7 @@ impl Stored {
                 let mut values = Vec::with_capacity(self.entry.len());
                 self.each_chunk(|bytes| {
                     kind.append_u32(bytes, &mut values).map_err(|value| {
-                        refuse(format!("holds {value}, which is not an integer from 0 to {}", u32::MAX))
+                        refuse(format!("contains {value}, which is not an integer from 0 to {}", u32::MAX))
                     })
                 })?;
                 Tensor::new(shape, values)

@@ -16,7 +16,7 @@ use alchemist_engine::{
 use serde_json::Value;
 
 /// The tolerances of comparisons with other code and with finite differences, but for those that belong to one type of number or
-/// one fixture, which stand beside it. Relative errors are against a tensor's largest magnitude.
+/// one fixture, which are next to it. Relative errors are against a tensor's largest magnitude.
 pub mod tolerance {
     /// Forward values against the released code, f32.
     pub const PARITY_FORWARD: f64 = 1e-4;
@@ -123,7 +123,7 @@ fn tensor(view: &safetensors::tensor::TensorView<'_>) -> Tensor {
 
 /// The largest difference over the largest magnitude of `expected`.
 pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(found.len(), expected.len(), "{:?} beside {:?}", found.shape(), expected.shape());
+    assert_eq!(found.len(), expected.len(), "{:?} instead of {:?}", found.shape(), expected.shape());
     let (found, expected) = (found.to_f64_vec().unwrap(), expected.to_f64_vec().unwrap());
     let scale = expected.iter().fold(0.0f64, |most, value| most.max(value.abs()));
     let error = found.iter().zip(&expected).fold(0.0f64, |most, (found, expected)| {

@@ -74,7 +74,7 @@ fn lazy_signs_are_in_the_floats_that_are_read() {
     let weights = open("reported/neg_neg.pth");
     let found = weights.read("n").unwrap();
     for (found, expected) in found.as_slice::<f32>().unwrap().iter().zip([0.2075f32, -0.4019, 0.9890]) {
-        assert!((found - expected).abs() < 1e-4, "{found} beside {expected}");
+        assert!((found - expected).abs() < 1e-4, "{found} instead of {expected}");
     }
     let error = open("reported/neg_conj.pth").read("c").unwrap_err().to_string();
     assert!(error.contains("tensor c has the unsupported dtype complex64"), "{error}");

@@ -336,22 +336,22 @@ fn sizes_that_do_not_fit_are_refused() {
         (DeviceAttention { head_dim: 6, ..shape }, 48, rows, "multiples of 4 up to 128"),
         (DeviceAttention { head_dim: 132, ..shape }, 48, rows, "multiples of 4 up to 128"),
         (DeviceAttention { keys: 2, ..shape }, 48, rows, "3 queries are not the last of 2 tokens"),
-        (DeviceAttention { keys: 4, ..shape }, 48, rows, "the source of keys and values holds 144"),
+        (DeviceAttention { keys: 4, ..shape }, 48, rows, "the source of keys and values has 144"),
         (DeviceAttention { batch: 0, ..shape }, 48, rows, "none may be 0"),
-        (DeviceAttention { log_scale: Some(&short), ..shape }, 48, rows, "holds 5 elements, expected 2"),
+        (DeviceAttention { log_scale: Some(&short), ..shape }, 48, rows, "has 5 elements, expected 2"),
         (
             DeviceAttention { rotary: Some((&table, &short)), ..shape },
             48,
             rows,
             "need 12 cosines and sines, but there are 12 and 5",
         ),
-        (shape, 47, rows, "the result holds 47"),
-        (shape, 48, rows + 1, "statistics holds"),
+        (shape, 47, rows, "the result has 47"),
+        (shape, 48, rows + 1, "statistics has"),
     ] {
         let message = forward(&changed, out, rows, &source);
         assert!(message.contains(needle), "{message}");
     }
-    assert!(forward(&shape, 48, rows, &zeros(7)).contains("the source of queries holds 7"));
+    assert!(forward(&shape, 48, rows, &zeros(7)).contains("the source of queries has 7"));
     let (mut d, mut d_q, mut d_kv) = (zeros(3 * 48), zeros(48), zeros(96));
     let (out, mut statistics) = (zeros(48), zeros(rows));
     let apart = SourceGradients::Separate { d_q: &mut d_q, d_kv: &mut d_kv };

@@ -444,7 +444,7 @@ fn sizes_that_do_not_fit_are_errors() {
         let nothing = ProductSizes { rows: 0, ..sizes };
         assert!(message(DeviceRequest::default(), nothing).contains("hold a zero"));
         let more = ProductSizes { samples: 3, ..sizes };
-        assert!(message(DeviceRequest::default(), more).contains("the input holds 48"));
+        assert!(message(DeviceRequest::default(), more).contains("the input has 48"));
         let lonely = DeviceRequest { products: Some(&mut products), ..DeviceRequest::default() };
         assert!(message(lonely, sizes).contains("requested together"));
         let other = DeviceRequest {
@@ -452,13 +452,13 @@ fn sizes_that_do_not_fit_are_errors() {
             direction: Some(&long),
             ..DeviceRequest::default()
         };
-        assert!(message(other, sizes).contains("the direction holds 65"));
+        assert!(message(other, sizes).contains("the direction has 65"));
         let other = DeviceRequest { squared_norms: Some(&mut wrong), ..DeviceRequest::default() };
-        assert!(message(other, sizes).contains("squared norms holds 3"));
+        assert!(message(other, sizes).contains("squared norms has 3"));
         let sum = WeightedSum { sum: &mut wrong, weights: &short, accumulate: false };
         assert!(
             message(DeviceRequest { sum: Some(sum), ..DeviceRequest::default() }, sizes)
-                .contains("the sum holds 3")
+                .contains("the sum has 3")
         );
         let asked = DeviceRequest { squared_norms: Some(&mut wrong), ..DeviceRequest::default() };
         assert!(kernels::per_sample(asked, &short).is_err());

@@ -1,4 +1,4 @@
-//! Codes beside the released ones.
+//! Codes compared with the released ones.
 
 use alchemist_engine::engine::{Tensor, ops::pyramid::PyramidQuantizer};
 

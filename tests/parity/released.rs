@@ -20,7 +20,7 @@ fn config(fixture: &Fixture, weights: &Weights) -> BackboneConfig {
 fn a_released_rater_gives_the_released_scores() {
     for fixture in fixtures("ar_ckpt") {
         let Some(file) = file(&fixture) else { continue };
-        if !released::holds(&file, released::RATER).unwrap() {
+        if !released::contains(&file, released::RATER).unwrap() {
             lacks(&fixture, "a rater");
             continue;
         }
@@ -50,7 +50,7 @@ fn a_released_rater_gives_the_released_scores() {
 fn a_released_proxy_is_loaded_where_there_is_one() {
     for fixture in fixtures("ar_ckpt") {
         let Some(file) = file(&fixture) else { continue };
-        if !released::holds(&file, released::PROXY).unwrap() {
+        if !released::contains(&file, released::PROXY).unwrap() {
             let said = released::open(&file, released::PROXY).unwrap_err().to_string();
             assert!(said.contains("without trainer.var_wo_ddp"), "{said}");
             continue;

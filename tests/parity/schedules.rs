@@ -50,7 +50,7 @@ fn schedules_match_the_released_code() {
             }
         }
     }
-    assert!(compared > 0, "the fixture holds no schedule");
+    assert!(compared > 0, "the fixture contains no schedule");
     report_file("lr_schedule.json", &format!("{compared} rates"), worst, 1e-9);
 }
 
@@ -58,7 +58,7 @@ fn schedules_match_the_released_code() {
 fn sampler_matches_the_released_code() {
     let Some(cases) = json_fixture("sampler.json") else { return };
     let cases = cases.as_object().expect("cases by name");
-    assert!(!cases.is_empty(), "the fixture holds no case");
+    assert!(!cases.is_empty(), "the fixture contains no case");
     for (name, case) in cases {
         let setting = |key: &str| -> Option<usize> {
             let (_, rest) = name.split_once(&format!("{key}="))?;

@@ -145,7 +145,7 @@ fn clip_cuts_captions_like_the_released_tokenizer() {
         let name = folder.file_name().unwrap().to_string_lossy();
         assert!(wrong.is_empty(), "{name}: {} of {compared}: {wrong:#?}", wrong.len());
         println!("parity {name:<24} {compared} captions have the released ids");
-        assert!(compared > 0, "{name} holds no ids");
+        assert!(compared > 0, "{name} contains no ids");
     }
 }
 

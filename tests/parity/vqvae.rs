@@ -17,7 +17,7 @@ use super::{
     compare, fixtures, lacks, report, tensors,
 };
 
-/// The sets of a VQ-VAE that have its weights, with the tensors beside them.
+/// The sets of a VQ-VAE that have its weights, with the tensors next to them.
 fn sets() -> Vec<(Fixture, BTreeMap<String, Tensor>)> {
     let whole = |fixture: Fixture| {
         if weights(&fixture).is_none() {

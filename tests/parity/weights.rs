@@ -23,7 +23,7 @@ pub(super) fn file(fixture: &Fixture) -> Option<PathBuf> {
     }
 }
 
-/// Every tensor of `digests` (name to digest) against the file, which holds no others.
+/// Every tensor of `digests` (name to digest) against the file, which contains no others.
 fn compare<'a>(
     fixture: &Fixture,
     weights: &Weights,
@@ -35,7 +35,7 @@ fn compare<'a>(
         worst = worst.max(digest_error(&tensor, digest));
         count += 1;
     }
-    assert_eq!(weights.len(), count, "{} holds as many tensors as its manifest", fixture.name());
+    assert_eq!(weights.len(), count, "{} contains as many tensors as its manifest", fixture.name());
     report(fixture, &format!("{count} tensors of the checkpoint"), worst, tolerance::PARITY_WEIGHTS);
 }
 
@@ -48,7 +48,7 @@ fn json(value: &Value) -> serde_json::Value {
         Value::Float(value) => (*value).into(),
         Value::Text(text) => text.to_string().into(),
         Value::List(items) | Value::Tuple(items) => items.iter().map(json).collect(),
-        other => panic!("no configuration holds {other}"),
+        other => panic!("no configuration contains {other}"),
     }
 }
 

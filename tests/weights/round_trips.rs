@@ -134,7 +134,11 @@ fn parts_are_taken_out_and_put_under_names() {
     }
     fails(folder, &["convert", source, "rater.pth"], "--overwrite");
     fails(folder, &["convert", source, "rater.npz"], "must end in .safetensors");
-    fails(folder, &["convert", source, "x.pth", "--within", "nothing"], "holds no tensors below `nothing`");
+    fails(
+        folder,
+        &["convert", source, "x.pth", "--within", "nothing"],
+        "contains no tensors with the prefix `nothing`",
+    );
     fails(folder, &["convert", source, "x.safetensors", "--under", "a"], "--under");
     fails(folder, &["convert", source, "x.pth", "--shard-size", "1GB"], "--shard-size");
     assert!(!folder.join("x.pth").exists());

@@ -30,22 +30,23 @@ impl Folder {
         let model = if inner.join("config.json").exists() { inner } else { given.to_path_buf() };
         if !model.join("config.json").exists() {
             return Err(refuse(
-                "holds no text encoder: neither config.json nor text_encoder/config.json is there".to_owned(),
+                "contains no text encoder: neither config.json nor text_encoder/config.json is there"
+                    .to_owned(),
             ));
         }
         let whole = std::path::absolute(&model).map_err(Error::io("resolve", &model))?;
         // "text_encoder_2" has the sibling "tokenizer_2".
-        let beside = whole.parent().zip(whole.file_name()).map(|(parent, name)| {
+        let sibling = whole.parent().zip(whole.file_name()).map(|(parent, name)| {
             let suffix = name.to_str().and_then(|name| name.strip_prefix("text_encoder"));
             parent.join(format!("tokenizer{}", suffix.unwrap_or_default()))
         });
         let folders: Vec<PathBuf> =
-            [Some(model.join("tokenizer")), Some(model.clone()), beside].into_iter().flatten().collect();
+            [Some(model.join("tokenizer")), Some(model.clone()), sibling].into_iter().flatten().collect();
         let holds = |folder: &&PathBuf| TOKENIZER_FILES.iter().any(|file| folder.join(file).exists());
         match folders.iter().find(holds) {
             Some(tokenizer) => Ok(Self { tokenizer: tokenizer.clone(), model }),
             None => Err(refuse(format!(
-                "holds no tokenizer; copy the tokenizer's files ({}) of the encoder's Hugging Face folder to one of {}",
+                "contains no tokenizer; copy the tokenizer's files ({}) of the encoder's Hugging Face folder to one of {}",
                 "tokenizer.json, spiece.model, or vocab.json and merges.txt",
                 folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
             ))),

@@ -106,7 +106,7 @@ pub trait TextNetwork: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainedSettings {
-    /// The folder of the encoder, with the tokenizer inside or beside it, or of a pipeline.
+    /// The folder of the encoder, with the tokenizer inside or next to it, or of a pipeline.
     pub path: PathBuf,
     /// Tokens per caption. `None`: all of CLIP's positions, and 120 for T5.
     pub tokens: Option<usize>,

@@ -51,7 +51,7 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
     if !vocabulary_path.exists() || !merges_path.exists() {
         return Err(unusable(
             folder,
-            "holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt; copy the tokenizer's files of the \
+            "contains no tokenizer: neither tokenizer.json nor vocab.json and merges.txt; copy the tokenizer's files of the \
              encoder's Hugging Face folder here",
         ));
     }

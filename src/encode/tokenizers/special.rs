@@ -1,4 +1,4 @@
-//! The small JSON files beside a vocabulary: special tokens, the padding token, and the maximum length.
+//! The small JSON files next to a vocabulary: special tokens, the padding token, and the maximum length.
 
 use std::path::{Path, PathBuf};
 

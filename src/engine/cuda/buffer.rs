@@ -199,12 +199,12 @@ impl<T: DeviceNumber> Buffer<T> {
         Ok(values)
     }
 
-    /// Returns an error unless the buffer holds `len` elements.
+    /// Returns an error unless the buffer has `len` elements.
     pub(crate) fn expect_len(&self, op: &'static str, what: &str, len: usize) -> Result<()> {
         if self.len == len {
             return Ok(());
         }
-        Err(Error::shape(op, format!("{what} holds {} elements, expected {len}", self.len)))
+        Err(Error::shape(op, format!("{what} has {} elements, expected {len}", self.len)))
     }
 }
 

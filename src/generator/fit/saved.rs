@@ -70,7 +70,7 @@ impl Run<'_> {
         folder::write(&self.directory.checkpoints(), step, occasion, files, &state)
     }
 
-    /// Refuses to resume if the files beside the checkpoint are damaged; returns what it records of them. Removes
+    /// Refuses to resume if the run's other files are damaged; returns what the checkpoint records of them. Removes
     /// checkpoints that a killed process left behind.
     pub(super) fn expect_whole(&self, path: &Path) -> Result<RunFiles> {
         let files = open(path)?.run_files()?.clone();
@@ -109,7 +109,7 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     if path.join("rater.safetensors").exists() {
         return Err(Error::Checkpoint {
             path: path.to_path_buf(),
-            message: "holds a rater and its proxy, not a model trained by `fit`; pass a run of `fit`"
+            message: "contains a rater and its proxy, not a model trained by `fit`; pass a run of `fit`"
                 .to_owned(),
         });
     }

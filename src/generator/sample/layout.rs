@@ -57,7 +57,7 @@ pub fn geneval_prompts(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
         lines.push(line.to_owned());
     }
     if prompts.is_empty() {
-        return Err(refuse(None, "holds no prompt"));
+        return Err(refuse(None, "contains no prompts"));
     }
     Ok((prompts, lines))
 }

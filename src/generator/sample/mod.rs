@@ -79,7 +79,7 @@ impl Sampler<'_> {
             )));
         }
         let guided = self.settings.guidance > 0.0;
-        let mut text = if guided { beside(caption, empty, batch)? } else { caption.clone() };
+        let mut text = if guided { with_empty_captions(caption, empty, batch)? } else { caption.clone() };
         if let Some(device) = self.parameters.device() {
             for tensor in [&mut text.states, &mut text.mask, &mut text.pooled] {
                 *tensor = tensor.to_device(device)?;
@@ -195,7 +195,7 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
 }
 
 /// The captions, followed by as many empty ones.
-fn beside(caption: &TextStates, empty: &TextStates, batch: usize) -> Result<TextStates> {
+fn with_empty_captions(caption: &TextStates, empty: &TextStates, batch: usize) -> Result<TextStates> {
     let floats = |caption: &Tensor, empty: &Tensor| -> Result<Tensor> {
         let mut shape = caption.shape().to_vec();
         if empty.shape()[1..] != shape[1..] {

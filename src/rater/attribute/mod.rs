@@ -2,7 +2,7 @@
 //! the mean validation loss, at one checkpoint or several, streaming and resumable (see `rater::parts`).
 //!
 //! Let θ be the proxy's weights at a checkpoint and `V = ∇_θ` of the mean loss over the whole validation set, without
-//! drop-path. A record's row holds its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine, once per checkpoint.
+//! drop-path. A record's row contains its loss ℓ, `‖∇_θ ℓ‖`, `⟨∇_θ ℓ, V⟩` and their cosine, once per checkpoint.
 //! `tracin` is the sum over checkpoints of the product times the learning rate (TracInCP, Pruthi et al., arXiv
 //! 2002.08484). With AdamW's geometry, V is replaced everywhere by `V / (√v̂ + ε)`, the direction in which the
 //! optimizer moves along V.
@@ -381,7 +381,7 @@ impl<'a> Setting<'a> {
             return Err(Error::mismatch(
                 &first.folder,
                 format!(
-                    "{} is given twice, or holds the same proxy as another checkpoint; pass only one of them",
+                    "{} is given twice, or contains the same proxy as another checkpoint; pass only one of them",
                     first.folder.display()
                 ),
             ));

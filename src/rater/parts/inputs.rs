@@ -1,4 +1,4 @@
-//! The inputs that determine a job's results, stored beside the parts. Settings that do not affect the results are
+//! The inputs that determine a job's results, stored with the parts. Settings that do not affect the results are
 //! not included.
 
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Input {
     }
 }
 
-/// All inputs of a job, as stored beside the parts.
+/// All inputs of a job, as stored with the parts.
 #[derive(PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Job {

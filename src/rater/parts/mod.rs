@@ -1,7 +1,7 @@
 //! Jobs over a corpus that resume after a kill, in constant memory and in the order of the corpus, with no row lost
 //! or duplicated.
 //!
-//! Results go into part files beside the output, each written atomically; a part records the position in the corpus
+//! Results go into part files next to the output, each written atomically; a part records the position in the corpus
 //! where it and the next one begin. When all parts are there, the output is assembled from them and the corpus, and
 //! they are removed. A job that passes over the corpus several times has one sequence of parts per pass.
 //!
@@ -101,7 +101,7 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// The files of the job that writes `out`, with `companions` and the table of failed records beside it.
+    /// The files of the job that writes `out`, with `companions` and the table of failed records next to it.
     ///
     /// # Errors
     /// If the output's extension is not that of a table, or the output cannot be claimed; see [`Output::claim`].
@@ -112,7 +112,7 @@ impl Parts {
         Ok(Self { output, folder, words })
     }
 
-    /// The table of failed records, beside `out`.
+    /// The table of failed records, next to `out`.
     pub(crate) fn failed_out(out: &Path) -> PathBuf {
         let mut name = out.file_stem().unwrap_or_default().to_os_string();
         name.push(FAILED);
@@ -139,7 +139,7 @@ impl Parts {
                 Unsealed::Whole(stored) => match serde_json::from_slice::<Job>(&stored) {
                     Ok(stored) if stored == job => return remove_leftovers(&self.folder),
                     Ok(stored) if stored.format == FORMAT => Error::invalid(format!(
-                        "{} holds parts of another job: {} has changed; restore it, or pass --overwrite to start over",
+                        "{} contains parts of another job: {} has changed; restore it, or pass --overwrite to start over",
                         self.folder.display(),
                         job.first_difference(inputs, &stored)
                     )),
@@ -159,7 +159,7 @@ impl Parts {
 
     fn of_another_version(&self) -> Error {
         Error::invalid(format!(
-            "{} holds parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start \
+            "{} contains parts of another version of this program, or its {JOB} is damaged; pass --overwrite to start \
              over",
             self.folder.display()
         ))

@@ -336,7 +336,7 @@ impl Run<'_> {
         // The initial weights need not exist any more when a run resumes.
         if let Some(path) = self.config.networks.initial_weights.as_ref().filter(|_| fresh) {
             released::load(path, released::PROXY, &mut bilevel.proxy_parameters)?;
-            if released::holds(path, released::RATER)? {
+            if released::contains(path, released::RATER)? {
                 released::load(path, released::RATER, &mut bilevel.rater_parameters)?;
             }
         }

@@ -65,7 +65,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Refuses to resume if the files beside the checkpoint are damaged; returns what it records of them. Removes
+    /// Refuses to resume if the run's other files are damaged; returns what the checkpoint records of them. Removes
     /// checkpoints that a killed process left behind.
     pub(super) fn expect_whole(&self, folder: &Path) -> Result<RunFiles> {
         let files = Checkpoint::run_files(folder)?;

@@ -118,7 +118,7 @@ impl Description {
         let path = folder.join(CACHE);
         if !path.is_file() {
             return Err(Error::invalid(format!(
-                "{} holds no token cache (there is no {CACHE} in it); make one with `encode --out {0}`, or go without: \
+                "{} contains no token cache (there is no {CACHE} in it); make one with `encode --out {0}`, or go without: \
                  --set token_cache=",
                 folder.display()
             )));

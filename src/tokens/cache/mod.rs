@@ -159,7 +159,7 @@ impl TokenCache {
         let quantizer = tokenizer.quantizer();
         if *side != tokenizer.image_side() || patch_nums != quantizer.patch_nums() {
             return Err(self.refuse(format!(
-                "holds token maps with sides {patch_nums:?} for images of {side} pixels; the configuration needs \
+                "contains token maps with sides {patch_nums:?} for images of {side} pixels; the configuration needs \
                  {:?} and {} pixels",
                 quantizer.patch_nums(),
                 tokenizer.image_side()
@@ -189,7 +189,7 @@ impl TokenCache {
     pub(crate) fn expect_text(&self, found: &str) -> Result<()> {
         match self.text_fingerprint() {
             Some(kept) if kept != found => Err(self.refuse(format!(
-                "holds the states of another text encoder (fingerprint {}, expected {})",
+                "contains the states of another text encoder (fingerprint {}, expected {})",
                 short(kept),
                 short(found)
             ))),
@@ -207,7 +207,7 @@ impl TokenCache {
     }
 
     /// Whether the cache has codes for the image and the image has not changed since.
-    pub fn holds(&self, image: &ImageRef) -> bool {
+    pub fn contains(&self, image: &ImageRef) -> bool {
         matches!(self.find(image), Cached::At(_))
     }
 

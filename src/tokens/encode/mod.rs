@@ -104,7 +104,7 @@ impl fmt::Display for EncodeSummary {
 /// Builds a token cache, or continues or repairs an existing one.
 ///
 /// # Errors
-/// If a table or an encoder cannot be used, the folder holds something else, or the user interrupts the job. Complete
+/// If a table or an encoder cannot be used, the folder contains something else, or the user interrupts the job. Complete
 /// shards are then kept, and the same command continues.
 pub fn encode(
     request: &EncodeRequest,
@@ -128,7 +128,7 @@ pub fn encode(
     let output = OutputFolder::claim(&claim, &request.out, LAYOUT)?;
     let settings = settings(request)?;
     let complete = output.present()? == Present::Complete;
-    let (folder, beside) = choose_folder(&output, request, &settings, &described)?;
+    let (folder, staged) = choose_folder(&output, request, &settings, &described)?;
     for folder in [folder.clone(), image_tokenizer_folder(&folder), text_encoder_folder(&folder)] {
         if folder.exists() {
             remove_leftovers(&folder)?;
@@ -180,7 +180,7 @@ pub fn encode(
         left_out,
     };
     let summary = builder.run(interrupt, progress)?;
-    if beside {
+    if staged {
         output.publish()?;
     } else {
         output.complete()?;
@@ -221,8 +221,8 @@ fn settings(request: &EncodeRequest) -> Result<String> {
     Ok(sha256(&bytes))
 }
 
-/// Chooses where the cache is written: its folder, if that is empty or holds the same cache, else a staging folder
-/// beside it. Returns the path and whether it is the staging folder.
+/// Chooses where the cache is written: its folder, if that is empty or contains the same cache, else a staging folder
+/// next to it. Returns the path and whether it is the staging folder.
 fn choose_folder(
     output: &OutputFolder,
     request: &EncodeRequest,
@@ -270,7 +270,7 @@ fn choose_folder(
             Err(error) => format!("that cannot be read ({error})"),
         };
         return Err(Error::invalid(format!(
-            "{} already holds a token cache {why}; pass --overwrite to replace it, or another --out",
+            "{} already contains a token cache {why}; pass --overwrite to replace it, or another --out",
             folder.display()
         )));
     }

@@ -1,7 +1,7 @@
 //! Checkpoints: one folder per step, `checkpoints/step-00001200/`, written atomically; `interrupted-00001234/` if the
 //! run was stopped, until it resumes.
 //!
-//! | file | holds |
+//! | file | contents |
 //! | --- | --- |
 //! | `proxy.safetensors`, `rater.safetensors` | the weights under their released names |
 //! | `optimizer.safetensors` | AdamW's moments: `proxy/first/<name>`, `proxy/second/<name>`, and the other networks' |
@@ -193,7 +193,7 @@ pub(crate) fn is_fit(path: &Path) -> bool {
 /// Opens the checkpoint of a rater; refuses that of a model by name.
 fn open_rating(path: &Path) -> Result<folder::Opened<'_, CheckpointState>> {
     if is_fit(path) {
-        return Err(damaged(path, "holds a model trained by `fit`, not a rater; pass a run of `train`"));
+        return Err(damaged(path, "contains a model trained by `fit`, not a rater; pass a run of `train`"));
     }
     folder::open(path)
 }

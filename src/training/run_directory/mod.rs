@@ -1,6 +1,6 @@
 //! The folder of one training run.
 //!
-//! | entry | holds |
+//! | entry | contents |
 //! | --- | --- |
 //! | `config.json` | the effective configuration; the folder is a run because this and `checkpoints` are in it |
 //! | `provenance.json` | version, commit, seed and command line of every start, each with the SHA-256 of the file up to that entry; written before the first step |
@@ -58,7 +58,7 @@ const FOLDS: &str = "folds";
 /// The gain of each training record's caption.
 pub(crate) const GAINS: &str = "gains.csv";
 
-/// What to do if the folder already holds a run that has taken a step; one without a step is always started again.
+/// What to do if the folder already contains a run that has taken a step; one without a step is always started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// Refuse.
@@ -101,13 +101,13 @@ fn damaged(path: &Path) -> Error {
 
 /// A run directory, locked against other processes.
 ///
-/// A run that replaces another is written beside it until its first step, when every check has passed; the old run is
+/// A run that replaces another is written next to it until its first step, when every check has passed; the old run is
 /// kept, hidden, until the new one is complete.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     folder: OutputFolder,
-    /// Whether the run is still staged beside another.
+    /// Whether the run is still staged next to another.
     pending: AtomicBool,
     /// Whether this process started the run, and whether it created the folder.
     is_new: bool,
@@ -118,7 +118,7 @@ impl RunDirectory {
     /// Creates the directory of a new run and writes its configuration.
     ///
     /// # Errors
-    /// If the folder is not empty (except for an unmodified run that may be overwritten), holds an input, is used by
+    /// If the folder is not empty (except for an unmodified run that may be overwritten), contains an input, is used by
     /// another process, or cannot be written.
     pub fn create(path: &Path, config: &Config, existing: Existing) -> Result<Self> {
         let (inputs, made) = (config.inputs(), !path.exists());
@@ -133,7 +133,7 @@ impl RunDirectory {
                 return Err(Error::mismatch(
                     path,
                     format!(
-                        "{}: already holds a run; pass --resume to continue it, --overwrite to replace it, or \
+                        "{}: already contains a run; pass --resume to continue it, --overwrite to replace it, or \
                          choose another --out",
                         path.display()
                     ),
@@ -165,7 +165,7 @@ impl RunDirectory {
         Ok(run)
     }
 
-    /// Whether a folder holds a run that was started and not completed.
+    /// Whether a folder contains a run that was started and not completed.
     ///
     /// # Errors
     /// If its marker is damaged.
@@ -215,7 +215,7 @@ impl RunDirectory {
         self.folder.complete()
     }
 
-    /// Whether a folder holds a run. A `config.json` alone, which many programs write, is not enough.
+    /// Whether a folder contains a run. A `config.json` alone, which many programs write, is not enough.
     pub fn is_run(path: &Path) -> bool {
         path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
     }
@@ -227,7 +227,7 @@ impl RunDirectory {
     pub fn config_of(path: &Path) -> Result<Config> {
         if !Self::is_run(path) {
             let message = format!(
-                "{}: holds no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
+                "{}: contains no run ({CONFIG} or {CHECKPOINTS} is missing); start one with `train --config FILE.json \
                  --out {0}`",
                 path.display()
             );

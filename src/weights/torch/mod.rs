@@ -75,7 +75,10 @@ fn from_archive(file: &Arc<MappedFile>) -> Result<Contents, String> {
         );
     };
     if let Some(second) = pickles.next() {
-        return Err(format!("holds both {} and {}; a checkpoint has one of them", pickle.name, second.name));
+        return Err(format!(
+            "contains both {} and {}; a checkpoint has one of them",
+            pickle.name, second.name
+        ));
     }
     let folder = &pickle.name[..pickle.name.len() - "data.pkl".len()];
     let within: HashMap<&str, &Range<usize>> =

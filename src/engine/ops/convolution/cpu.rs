@@ -72,16 +72,16 @@ impl Bordered {
         write: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         (self.side, self.channels, self.border) = (side, channels, border);
-        let (width, beside) = (self.width() * channels, border.columns * channels);
+        let (width, margin) = (self.width() * channels, border.columns * channels);
         self.values.resize((side + 2 * border.rows) * width, 0.0);
         self.values.par_chunks_exact_mut(width).enumerate().for_each(|(row, values)| {
             if row < border.rows || row >= side + border.rows {
                 values.fill(0.0);
                 return;
             }
-            values[..beside].fill(0.0);
-            values[width - beside..].fill(0.0);
-            write(row - border.rows, &mut values[beside..width - beside]);
+            values[..margin].fill(0.0);
+            values[width - margin..].fill(0.0);
+            write(row - border.rows, &mut values[margin..width - margin]);
         });
     }
 

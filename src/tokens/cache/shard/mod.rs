@@ -1,8 +1,8 @@
 //! One shard of a token cache: consecutive rows of a table, in a file of codes and, if text is stored, a file with
-//! the states or token ids of those captions that no earlier shard has. Both are safetensors; a JSON file beside
+//! the states or token ids of those captions that no earlier shard has. Both are safetensors; a JSON file next to
 //! them, written last, records their lengths and checksums.
 //!
-//! | tensor | holds |
+//! | tensor | contents |
 //! | --- | --- |
 //! | `codes` | u16 `[N, L]`, codes of the usable images; the metadata key `ids` lists their ids |
 //! | `images` | u8 `[N, 16]`, lookup keys: the start of the SHA-256 of each image's path relative to the cache |
@@ -270,7 +270,7 @@ impl Codes {
             None => Ok(codes),
             Some(code) => Err(damaged(
                 &self.path,
-                format!("holds the code {code}, but the vocabulary has {} codes", self.vocabulary),
+                format!("contains the code {code}, but the vocabulary has {} codes", self.vocabulary),
             )),
         }
     }

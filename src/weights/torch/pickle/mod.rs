@@ -276,7 +276,7 @@ impl<'a> Machine<'a> {
 
     fn push_node(&mut self, node: Node) -> Result<(), String> {
         if self.nodes.len() >= self.bytes.len() / 4 + FEW {
-            return Err("the pickle holds more values than its length allows".to_owned());
+            return Err("the pickle contains more values than its length allows".to_owned());
         }
         self.nodes.push(node);
         self.push(Item::Node(self.nodes.len() - 1))
