@@ -121,6 +121,11 @@ fn captions_come_from_text_or_from_the_key_of_its_name() {
     let keys = serde_json::Value::Object(keys).to_string();
     fs::write(place.path("keys.tar"), tar_of(&[("a.jpg", image), ("a.json", keys.as_bytes())])).unwrap();
     assert_eq!(captions("keys.tar"), ["c"]);
+    let line = keys.replacen('{', "{\"image\":\"a.png\",", 1);
+    fs::write(place.path("keys.jsonl"), format!("{line}\n{line}\n")).unwrap();
+    let named = ColumnNames { id: "k7".to_owned(), ..ColumnNames::default() };
+    let found = Corpus::open(place.path("keys.jsonl"), &named).unwrap().next().unwrap().unwrap();
+    assert_eq!((&*found.id, &*found.caption), ("7", "c"));
 }
 
 #[test]
@@ -184,6 +189,11 @@ fn damage_and_what_follows_the_end_of_an_archive_are_named() {
     // Zeros may follow.
     fs::write(&path, [&whole[..], &[0; 10_240][..]].concat()).unwrap();
     assert_eq!(records(&path).len(), 3);
+    // So may they after the end of gzip data, but nothing else.
+    fs::write(&path, [gzipped(&whole), vec![0; 700]].concat()).unwrap();
+    assert_eq!(records(&path).len(), 3);
+    fs::write(&path, [gzipped(&whole), b"more".to_vec()].concat()).unwrap();
+    refused(&path, &["t.tar", "gzip data is damaged"]);
     // Cut between an image and its caption.
     let (image, text) = (&pairs[0].image[..], &b"one"[..]);
     let members = [("a.png", image), ("a.txt", text), ("b.png", image), ("b.txt", text)];

@@ -5,7 +5,7 @@
 //! an id, an image or a caption.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     io::{BufRead, BufReader, Read as _},
     sync::Arc,
@@ -110,11 +110,22 @@ impl Object {
     }
 }
 
+/// How to write a line as JSON Lines that is not one object.
+fn how_to_write(line: &[u8]) -> &'static str {
+    match line.trim_ascii_start().first() {
+        Some(b'{') => "JSON Lines have one whole object per line (jq -c . FILE)",
+        Some(b'[') => "JSON Lines have one object per line, not a list (jq -c '.[]' FILE)",
+        _ => "JSON Lines have one whole object per line",
+    }
+}
+
 /// Reads lines of JSON, keeping one line in memory.
 pub(super) struct JsonLines {
     at: Location,
     input: BufReader<Box<dyn Readable>>,
     header: Vec<String>,
+    /// The column of each key.
+    columns: HashMap<String, usize>,
     /// Columns that must not be lists or objects, once they are known.
     plain: Vec<String>,
     /// The current row.
@@ -142,6 +153,7 @@ impl JsonLines {
             at: at.clone(),
             input: Self::input(at, 0)?,
             header: header.unwrap_or_default().to_vec(),
+            columns: HashMap::new(),
             plain: Vec::new(),
             fields: Vec::new(),
             bytes: Vec::new(),
@@ -154,6 +166,8 @@ impl JsonLines {
             lines.input = Self::input(at, 0)?;
             (lines.line, lines.next) = (0, [1, 0]);
         }
+        let named = lines.header.iter().enumerate();
+        lines.columns = named.map(|(column, name)| (name.clone(), column)).collect();
         lines.fields = vec![String::new(); lines.header.len()];
         Ok(lines)
     }
@@ -165,28 +179,24 @@ impl JsonLines {
 
     /// Reads the keys of the first lines.
     fn scan(&mut self) -> Result<()> {
-        let mut first = None;
+        let (mut first, mut known) = (None, HashSet::new());
         for _ in 0..SCANNED_LINES {
             match self.object()? {
                 None => break,
                 Some(Ok(Object(pairs))) => {
-                    for (key, _) in pairs {
-                        if !self.header.contains(&key) {
-                            self.header.push(key);
-                        }
-                    }
+                    let keys = pairs.into_iter().map(|(key, _)| key);
+                    self.header.extend(keys.filter(|key| known.insert(key.clone())));
                 }
-                Some(Err(message)) => first = first.or(Some((self.line, message))),
+                Some(Err(message)) if first.is_none() => {
+                    first = Some((self.line, format!("{message}; {}", how_to_write(&self.bytes))));
+                }
+                Some(Err(_)) => {}
             }
         }
         match first {
-            Some((line, message)) if self.header.is_empty() => Err(Error::Table {
-                path: self.at.as_path().to_path_buf(),
-                line: Some(line),
-                message: format!(
-                    "{message}; JSON Lines have one whole object per line (jq -c '.[]' for a list)"
-                ),
-            }),
+            Some((line, message)) if self.header.is_empty() => {
+                Err(Error::Table { path: self.at.as_path().to_path_buf(), line: Some(line), message })
+            }
             _ => Ok(()),
         }
     }
@@ -230,7 +240,7 @@ impl JsonLines {
     fn object(&mut self) -> Result<Option<Result<Object, String>>> {
         Ok(self.line()?.map(|line| {
             line.and_then(|()| {
-                Object::parse(&self.bytes)
+                Object::parse(self.bytes.trim_ascii_end())
                     .map_err(|error| format!("the line is not one JSON object: {error}"))
             })
         }))
@@ -250,8 +260,8 @@ impl JsonLines {
     fn fill(&mut self, Object(pairs): Object) {
         self.fields.iter_mut().for_each(String::clear);
         for (key, value) in pairs {
-            match self.header.iter().position(|column| *column == key) {
-                Some(column) => self.fields[column] = value.text,
+            match self.columns.get(&key) {
+                Some(&column) => self.fields[column] = value.text,
                 None if self.other_keys.len() < NAMED_KEYS && !self.other_keys.contains(&key) => {
                     warn_once(format!(
                         "{}: the key `{key}` first occurs on line {}, after the columns were fixed, and is not carried",

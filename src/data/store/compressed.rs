@@ -4,9 +4,9 @@
 //! but no memory. A stream has no index: to go back further than the [window](Decompressed), it is decompressed again
 //! from its start.
 
-use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::Readable;
 use crate::data::location::Location;
@@ -48,9 +48,46 @@ impl Codec {
     fn open(self, at: &Location) -> io::Result<Box<dyn Read + Send>> {
         let input = BufReader::with_capacity(BUFFER_BYTES, at.open(0)?);
         Ok(match self {
-            Self::Gzip => Box::new(MultiGzDecoder::new(input)),
+            Self::Gzip => Box::new(GzipMembers { member: Some(GzDecoder::new(input)) }),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
         })
+    }
+}
+
+/// The members of a gzip file. Zeros after the last one are padding, as they are for gzip.
+struct GzipMembers<R> {
+    /// The member being read; `None` at the end.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            // A failure to read what follows ends the stream, and is not taken for its end.
+            let input = member.get_mut();
+            loop {
+                let next = input.fill_buf()?;
+                let zeros = next.iter().take_while(|&&byte| byte == 0).count();
+                let (at_end, only_zeros) = (next.is_empty(), zeros == next.len());
+                if next.get(zeros).is_some_and(|&byte| byte != 0x1F) {
+                    return Err(io::Error::new(ErrorKind::InvalidData, "its end is followed by other data"));
+                }
+                input.consume(zeros);
+                if at_end {
+                    self.member = None;
+                    return Ok(0);
+                }
+                if !only_zeros {
+                    break;
+                }
+            }
+            self.member = self.member.take().map(|member| GzDecoder::new(member.into_inner()));
+        }
+        Ok(0)
     }
 }
 
