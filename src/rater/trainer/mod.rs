@@ -68,10 +68,14 @@ impl std::fmt::Display for TrainSummary {
         let Self { steps, rater_only, train, validation, failed, .. } = self;
         let alone =
             if *rater_only == 0 { String::new() } else { format!(" ({rater_only} of the rater alone)") };
-        write!(
-            formatter,
-            "{steps} steps{alone} on {train} training and {validation} validation records ({failed} skipped)"
-        )?;
+        match self.gains {
+            // Cross-fitted proxies have steps of their own, and no validation set.
+            Some(_) => write!(formatter, "{steps} steps of the rater on {train} records ({failed} skipped)")?,
+            None => write!(
+                formatter,
+                "{steps} steps{alone} on {train} training and {validation} validation records ({failed} skipped)"
+            )?,
+        }
         if let Some(fit) = &self.tokenizer {
             let FitReport { psnr_db, codes_used, .. } = fit;
             write!(
@@ -84,7 +88,7 @@ impl std::fmt::Display for TrainSummary {
             let (epochs, loss) = (losses.len(), losses.get(*best).copied().unwrap_or(f64::NAN));
             write!(
                 formatter,
-                "\nfold {fold}: {evaluated} captions evaluated by a proxy trained on {train} records for {epochs} epochs; best \
+                "\nfold {fold}: {evaluated} records evaluated by a proxy trained on {train} others for {epochs} epochs; best \
                  epoch {}, loss {loss:.4} on {aside} records set aside",
                 best + 1
             )?;
