@@ -27,11 +27,10 @@ use crate::{
 /// The arguments of `measure`.
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArguments {
-    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a
-    /// corpus in any form.
+    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a corpus.
     #[arg(long, value_name = "DIR|CORPUS")]
     generated: PathBuf,
-    /// The reference images, of the same kinds. Without them only CLIP-Score is measured.
+    /// The reference images, in the same formats. Without them, only CLIP-Score is measured.
     #[arg(long, value_name = "DIR|CORPUS")]
     reference: Option<PathBuf>,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].

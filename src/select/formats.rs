@@ -76,7 +76,7 @@ impl FromStr for Format {
 pub struct PackJob {
     /// The subset: a CSV written by `select`, or any corpus.
     pub subset: PathBuf,
-    /// The form of the subset; `None` for what it is.
+    /// The format of the subset; `None` to detect it.
     pub form: Option<CorpusForm>,
     /// Names of its columns.
     pub columns: ColumnNames,

@@ -199,13 +199,13 @@ impl RuleSettings {
     /// Checks that the rule supports the geometry.
     ///
     /// # Errors
-    /// If the geometry is not `sgd` and the rule forms no inner products.
+    /// If the geometry is not `sgd` and the rule uses no inner products.
     pub fn check_geometry(&self) -> Result<()> {
         let Self { rule, geometry, .. } = self;
         if *geometry == Geometry::Sgd || rule.needs().products {
             return Ok(());
         }
-        Err(Error::argument(format!("is {geometry}, but the rule `{rule}` forms no inner products")))
+        Err(Error::argument(format!("is {geometry}, but the rule `{rule}` uses no inner products")))
     }
 }
 

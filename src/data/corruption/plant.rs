@@ -44,7 +44,7 @@ const TABLE: &str = "corpus.csv";
 pub struct PlantSettings {
     /// The corpus.
     pub corpus: PathBuf,
-    /// The form of the corpus; `None` for what it is.
+    /// The format of the corpus; `None` to detect it.
     pub form: Option<CorpusForm>,
     /// Its columns.
     pub columns: ColumnNames,
