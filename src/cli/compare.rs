@@ -1,4 +1,4 @@
-//! `compare`: trains models on what each rating chooses, alongside the controls.
+//! `compare`: trains models on the subset that each rating selects, and on controls.
 
 use std::path::PathBuf;
 

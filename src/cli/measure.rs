@@ -82,7 +82,7 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
     inputs.extend(config.iter().flat_map(Config::inputs));
     let claim = Claim { command: "measure", inputs: &inputs, overwrite: arguments.overwrite };
     // An unusable output path is refused before the measures are taken.
-    let output = arguments.out.as_ref().map(|out| Output::anew(&claim, out, &[])).transpose()?;
+    let output = arguments.out.as_ref().map(|out| Output::fresh(&claim, out, &[])).transpose()?;
     let measured = measures(arguments, config.as_ref(), interrupt);
     match (output, measured) {
         (Some(output), measured) => {

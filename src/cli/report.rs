@@ -71,7 +71,7 @@ pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<(
         ));
     }
     let claim = Claim { command: "report", inputs: &inputs, overwrite: arguments.overwrite };
-    Output::anew(&claim, &out, &[])?.write(|output| {
+    Output::fresh(&claim, &out, &[])?.write(|output| {
         let html = interrupt.while_reading("nothing was written", || page(arguments))?;
         write_atomic(&output.staged(), html.as_bytes())
     })?;

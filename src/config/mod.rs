@@ -334,7 +334,7 @@ impl Config {
         check::check(Source::read(path.as_ref(), sets)?)
     }
 
-    /// Like [`load`](Self::load), from text; `name` stands for the file in messages.
+    /// Like [`load`](Self::load), from text; `name` is the name of the file in messages.
     ///
     /// # Errors
     /// As for [`load`](Self::load).

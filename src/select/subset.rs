@@ -130,7 +130,7 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
     let mut inputs = vec![job.ratings.clone()];
     inputs.extend(job.data.iter().flat_map(|data| CorpusFiles::inputs(data, job.form)));
     let claim = Claim { command: "select", inputs: &inputs, overwrite: job.overwrite };
-    let output = Output::anew(&claim, &job.out, &[IDS, SUMMARY])?;
+    let output = Output::fresh(&claim, &job.out, &[IDS, SUMMARY])?;
     let (selection, left_out) = output.write(|output| write_staged(job, output, interrupt))?;
     Ok(SubsetReport { selection, left_out, subset, ids, summary })
 }

@@ -40,7 +40,7 @@ const EXTRA_IDS: usize = 100;
 /// Maximum number of them; the released models have 100.
 const MAX_EXTRA_IDS: usize = 10_000;
 
-/// The fields of `tokenizer_config.json` besides the special tokens.
+/// The fields of `tokenizer_config.json` other than the special tokens.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Settings {

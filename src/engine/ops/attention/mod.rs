@@ -131,7 +131,7 @@ enum Mask {
     Text(Tensor),
 }
 
-/// What the backward pass needs besides sources and result.
+/// Values that the backward pass needs in addition to sources and result.
 enum Kept {
     Host(Saved),
     /// Statistics of the rows of logits: see [`cuda::DeviceAttention::rows_len`].
