@@ -1,5 +1,5 @@
-// What the attention kernels share: the order in which blocks take their work, swizzled tiles of 16-bit
-// values in shared memory, mma fragments, and the backward of RoPE and QK-norm.
+// Shared code of the attention kernels: the assignment of work to blocks, swizzled tiles of 16-bit values in
+// shared memory, mma fragments, and the backward of RoPE and QK-norm.
 //
 // With rope the rotation of a row by its position, q^ = l2norm(rope(q)) and k^ = l2norm(rope(k)), the logits
 // are
@@ -15,7 +15,7 @@
 // alone.
 // Reference: src/engine/ops/attention/cpu.rs.
 // Source: FlashAttention-2 (arXiv:2307.08691); online softmax (arXiv:1805.02867); RoPE (arXiv:2104.09864);
-// QK-norm (arXiv:2010.04245). What upstream does with them: docs/upstream.md, B3 to B5.
+// QK-norm (arXiv:2010.04245). Upstream's use of them: docs/upstream.md, B3 to B5.
 #pragma once
 #include "portable.cuh"
 

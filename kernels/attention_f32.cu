@@ -11,7 +11,7 @@
 // Memory: (3, or 4 in the backward) 64 (D + 4) + 64 68 floats of shared memory, 149 KB for D = 128; rows are
 // padded by 4 floats against bank conflicts. Each multiplication needs half a read of shared memory, which is
 // the limit; one or two blocks fit a multiprocessor.
-// Precision: f32 throughout. Online softmax with the running maximum always: here it costs little.
+// Precision: f32 throughout. The online softmax always keeps the running maximum, which costs little here.
 // Determinism: no atomics, one order per sum.
 // Reference: src/engine/ops/attention/cpu.rs.
 #include "attention.cuh"

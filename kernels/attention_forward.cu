@@ -5,8 +5,8 @@
 // Shapes: q, k, v: rows of one head of D values in sources of `q_stride`, `k_stride` and `v_stride` values
 // per row, rotated and normalized beforehand by attention_prepare.cu; out [B, L, H D] in T; rows [2, B, H, L]
 // in float, of which the first half receives lse, log2 of the sum of 2^(logit log2(e)), +infinity for a row
-// without keys. `visible` [L]: a query sees its first so many keys, a number that never decreases along the
-// queries (the block-causal mask of the token pyramid). `mask` [B, T]: a key counts only where it is 1.
+// without keys. `visible` [L]: the number of leading keys that each query sees, non-decreasing along the
+// queries (the block-causal mask of the token pyramid). `mask` [B, T]: a key is visible only where it is 1.
 // `log_scale` [H]: null for the fixed scale without QK-norm. A query that sees no key gets zeros.
 //
 // Threads: a grid of B H ceil(L / 128) blocks, ordered by work_tile(). A block of 4 warps takes 128 queries

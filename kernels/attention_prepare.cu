@@ -1,9 +1,9 @@
-// RoPE and QK-norm of queries or keys, in the type in which the tensor cores take them:
+// RoPE and QK-norm of queries or keys, in the type that the tensor cores multiply:
 //
 //     x^ = rope(x) / max(|rope(x)|, 1e-12)
 //
-// A pass of its own, once per row. The attention kernels read a head's keys once per query tile and its
-// queries once per key tile, and would otherwise repeat it for each.
+// A separate pass, once per row: the attention kernels read a head's keys once per query tile and its queries
+// once per key tile, and would otherwise repeat the work each time.
 //
 // Shapes: x [B, L, ..] in T, a row's heads beginning at `from`, with row stride `stride`; x^ [B, L, H D] in
 // T; the inverse norms [B, L, H] in float, or null; cosine and sine [.., D/2] in float, or null. Token t has

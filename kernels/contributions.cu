@@ -7,7 +7,7 @@
 //     add_scaled    y += factor x
 //     fill          y = value
 //
-// Shapes: d in T; gradients in float, optionally added to what is there.
+// Shapes: d in T; gradients in float, optionally accumulated.
 // Threads: 256 per block; see each kernel.
 // Memory: each input is read once, each output written once (and read once where it is added to).
 // Precision: f32 sums. Determinism: no atomics, one order per sum.

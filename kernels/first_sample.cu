@@ -1,4 +1,4 @@
-// The first sample of a batch, and the gradient of that: the sample's gradient followed by zeros. Upstream's
+// The first sample of a batch, and its gradient: that of the result, followed by zeros. Upstream's
 // cross-attention needs it.
 //
 // Shapes: from: `available` values of T; to: `count` values of T.

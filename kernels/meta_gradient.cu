@@ -21,10 +21,11 @@
 // Determinism: see meta_gradient.cuh.
 //
 // Work per sample of T rows: the products of the weight gradient, T rounded up to 16, and up to 3
-// multiplications per element in the epilogue. At T = 680 those are 3, compared with 1376 on tensor cores. Limits on
-// an H100 for S 64, T 680, [3072, 1024]: 277 GFLOP or 0.46 ms at the 600 TFLOP/s of mma.sync. The fragments
-// of 16 rows are 24 KB read from shared memory and 8 KB written to it: 256 cycles, where mma.sync takes about
-// 210. The blocks of a launch read the same rows at about the same time, so rows come from HBM about once.
+// multiplications per element in the epilogue. At T = 680 those are 3, compared with 1376 on tensor cores.
+// Limits on an H100 for S 64, T 680, [3072, 1024]: 277 GFLOP or 0.46 ms at the 600 TFLOP/s of mma.sync. The
+// fragments of 16 rows are 24 KB read from shared memory and 8 KB written to it: 256 cycles, where mma.sync
+// takes about 210. The blocks of a launch read the same rows at about the same time, so rows come from HBM
+// about once.
 // Measured on an H200: 0.98 ms in bf16. meta_gradient_hopper.cu takes half of that with wgmma.
 //
 // Reference: src/engine/ops/meta_gradient/cpu.rs. Source: docs/method.md, "The fused meta-gradient".

@@ -1,4 +1,4 @@
-// What passes between the two networks of a bilevel step, on the device, so that the step does not wait for
+// The exchange between the two networks of a bilevel step, on the device, so that the step does not wait for
 // the host.
 //
 //     seeds         s = factors[0] w

@@ -23,7 +23,7 @@ pub(crate) const EXIT_CODE: u8 = 130;
 pub(crate) const ACKNOWLEDGMENT: &str =
     "interrupted: finishing the running step; press Ctrl-C again to stop at once";
 
-/// What a command that has written nothing reports as saved.
+/// The report of a command that was interrupted before it wrote anything.
 const UNTOUCHED: &str = "nothing was written";
 
 /// Message of a run interrupted before its first step.

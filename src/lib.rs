@@ -1,15 +1,19 @@
-//! `alchemist-engine` decides which text-image pairs are worth training on.
+//! Selects the text-image pairs that are worth training a text-to-image model on.
 //!
-//! A small *rater* is trained jointly with a small text-to-image *proxy* by meta-gradients; the rater then scores every
-//! pair of a corpus, and Shift-Gsample keeps the informative part (Alchemist, arXiv 2512.16905).
+//! A small *rater* is trained jointly with a small text-to-image *proxy* by meta-gradients. The rater then scores every
+//! pair of a corpus, and a selection strategy such as Shift-Gsample keeps the informative part ([Alchemist, arXiv
+//! 2512.16905](https://arxiv.org/abs/2512.16905)). Training runs on the CPU, or on a GPU with this crate's CUDA kernels.
 //!
-//! # Per-sample gradients without keeping them
+//! Most users want the command-line program, `alchemist-engine`. This library is for programs that rate corpora
+//! themselves, and for experiments with new rules: see [Where to start](#where-to-start).
 //!
-//! What a training sample does to the validation loss is the inner product of its gradient `g_i` with the validation
-//! gradient `V`. A [`Tape`](engine::Tape) hands every parameter's contribution to a
+//! # Example: per-sample gradients in one backward pass
+//!
+//! To first order, a training sample changes the validation loss by the inner product of its gradient `g_i` with the
+//! validation gradient `V`. A [`Tape`](engine::Tape) passes every parameter's contribution to a
 //! [`GradientVisitor`](engine::GradientVisitor) of the caller's choice: [`Accumulate`](engine::Accumulate) sums them,
-//! [`Ghost`](engine::Ghost) finds `⟨g_i, V⟩` and `‖g_i‖²` of all samples in one backward pass, without forming a `g_i`.
-//! Here the third sample of three has a wrong label:
+//! and [`Ghost`](engine::Ghost) computes `⟨g_i, V⟩` and `‖g_i‖²` of all samples in one backward pass, without storing
+//! any `g_i`. In this example, the last of three samples has a wrong label, and a negative product:
 //!
 //! ```
 //! use alchemist_engine::{
@@ -26,7 +30,7 @@
 //! let mut parameters = Parameters::default();
 //! let weight = parameters.push("weight", Tensor::new(&[2, 2], vec![0.0; 4])?)?;
 //!
-//! // A forward pass, and a backward pass from each sample's loss.
+//! // Runs a forward pass, and a backward pass from the loss of each sample.
 //! let backward = |features: &[f64], labels: &[u32], visitor: &mut dyn GradientVisitor| -> Result<()> {
 //!     let samples = labels.len();
 //!     let mut tape = Tape::new(&parameters);
@@ -39,9 +43,11 @@
 //!     Ok(())
 //! };
 //!
+//! // The validation gradient.
 //! let mut validation = Accumulate::default();
 //! backward(&[1.0, 0.0, 0.0, 1.0], &[0, 1], &mut validation)?;
 //!
+//! // The inner products of three training samples with it.
 //! let direction = Direction { gradients: &validation.gradients, preconditioner: None };
 //! let mut ghost = Ghost::new(3).with_dot(direction);
 //! backward(&[2.0, 0.0, 0.0, 2.0, 2.0, 0.0], &[0, 1, 1], &mut ghost)?;
@@ -50,6 +56,7 @@
 //!     assert!((product - expected).abs() < 1e-12);
 //! }
 //!
+//! // Keep the two samples with the largest products.
 //! let selection = select(&products, &Strategy::TopK, Keep::Count(2), 0)?;
 //! assert_eq!(selection.kept, [0, 1]);
 //! # Ok(())
@@ -58,33 +65,36 @@
 //!
 //! # Where to start
 //!
-//! | for | see |
+//! | to | see |
 //! | --- | --- |
-//! | training a rater on a corpus, rating and attributing with it | [`rater::trainer`], [`rater::scorer`], [`rater::attribute`] |
-//! | single bilevel steps, and rules of your own | [`rater::bilevel`], [`rater::rules`] |
-//! | choosing a subset of rated records | [`select`] |
-//! | training and sampling a text-to-image model | [`generator`] |
-//! | Fréchet distances and CLIP-Score | [`measure`] |
-//! | comparing what models learn from the subsets of several ratings | [`compare`] |
-//! | tensors, the tape, operations, devices | [`engine`] |
-//! | the configuration and its keys | [`config`] |
+//! | train a rater on a corpus, rate pairs, attribute the loss to pairs | [`rater::trainer`], [`rater::scorer`], [`rater::attribute`] |
+//! | run single bilevel steps, or write a rule | [`rater::bilevel`], [`rater::rules`] |
+//! | select a subset of rated records | [`mod@select`] |
+//! | train a text-to-image model and generate images | [`generator`] |
+//! | compute Fréchet distances and CLIP-Score | [`measure`] |
+//! | compare ratings by training models on the subsets that they select | [`compare`] |
+//! | use tensors, the tape, operations and devices | [`engine`] |
+//! | read a configuration | [`config`] |
 //!
-//! Long jobs take an [`Interrupt`](interrupt::Interrupt), write their files atomically and resume where they stopped.
-//! Functions fail with an [`Error`], whose variants say what the caller can change.
+//! `examples/rate.rs` in the repository trains a rater and rates a corpus.
+//!
+//! Long jobs accept an [`Interrupt`](interrupt::Interrupt), write their files atomically, and resume where they stopped.
+//! Functions return an [`Error`], whose variants tell the caller what to change.
 //!
 //! # Structure
 //!
-//! Follow one image through the program by walking the modules in order:
+//! To follow one image through the crate, read the modules in this order:
 //!
 //! ```text
 //! image, caption ─ data ─▶ tokens ─▶ rater (bilevel step on models) ─▶ ratings ─ select ─▶ subset ─ generator ─▶ compare, report
 //!                           encode       └── engine (tensor, autograd, ops, cuda) ──┘
 //! ```
 //!
-//! Nothing imports upward: `engine` knows nothing of models, `models` nothing of data, `cli` only parses and calls.
+//! Dependencies point in one direction: `engine` does not depend on models, `models` does not depend on data, and `cli`
+//! only parses arguments and calls the library.
 //!
-//! Letters used for dimensions everywhere: `B` batch, `L` tokens of the pyramid, `T` text tokens, `C` width,
-//! `H` heads, `D` head dimension, `V` codes in the vocabulary, `R` rows (`B·L`).
+//! The documentation uses the same letters for dimensions everywhere: `B` batch, `L` tokens of the pyramid, `T` text
+//! tokens, `C` width, `H` heads, `D` head dimension, `V` codes in the vocabulary, `R` rows (`B·L`).
 
 #![warn(clippy::too_many_lines)]
 

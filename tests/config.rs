@@ -162,7 +162,7 @@ fn a_value_out_of_range_is_named_with_the_range() {
         (r#"{"compat": "old"}"#, "compat", "released"),
         (r#"{"batch_size": 7}"#, "batch_size", "set it to 0"),
         (r#"{"rule": "aligned"}"#, "rule", "\"alignment\", \"gain\" or \"norm-gain\""),
-        (r#"{"rule": "loss", "rule_geometry": "adamw"}"#, "rule_geometry", "forms no inner products"),
+        (r#"{"rule": "loss", "rule_geometry": "adamw"}"#, "rule_geometry", "uses no inner products"),
         (r#"{"rule_scaling": "median"}"#, "rule_scaling", "\"standardize\""),
         (r#"{"rater_objective": "both"}"#, "rater_objective", "\"regression\""),
         (r#"{"rule": "alignment", "compat": "released"}"#, "rule", "per-sample gradients"),

@@ -29,13 +29,13 @@ pub struct AttributeArguments {
     /// A run directory, for its newest checkpoint, or one or more of the folders in its `checkpoints`.
     #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
     pub checkpoint: Vec<PathBuf>,
-    /// All checkpoints that the run keeps (`keep_checkpoints` in its configuration says how many).
+    /// Use all checkpoints of the run (`keep_checkpoints` in its configuration sets how many there are).
     #[arg(long)]
     pub every: bool,
-    /// The corpus, in any form: docs/formats.md lists them.
+    /// The corpus; docs/formats.md lists the supported formats.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
-    /// The validation set, a corpus too; V is the gradient of its mean loss.
+    /// The validation set, also a corpus; V is the gradient of its mean loss.
     #[arg(long, value_name = "CORPUS")]
     pub validation: PathBuf,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].

@@ -1,4 +1,4 @@
-//! `compare`: trains models on what each rating chooses, alongside the controls.
+//! `compare`: trains models on the subset that each rating selects, and on controls.
 
 use std::path::PathBuf;
 
@@ -27,14 +27,14 @@ pub struct CompareArguments {
     /// Configuration in JSON: the models' and raters' sizes and training, and the data.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// The training set; overrides the configuration. A column `flaw`, as `plant` writes it, contains the planted flaws.
+    /// The training set; overrides the configuration. A column `flaw`, as written by `plant`, names the planted flaws.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
     /// The validation set, which guides the raters; overrides the configuration; if neither is set, 20% of the training
     /// set is held out, of clean records if there is a column of flaws.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
-    /// The held-out set, which models are measured on and no rater reads; by default, half of the validation set.
+    /// The held-out set, on which models are measured and which no rater reads [default: half of the validation set].
     #[arg(long, value_name = "CORPUS")]
     pub held_out: Option<PathBuf>,
     /// Read all three as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
@@ -49,7 +49,7 @@ pub struct CompareArguments {
     /// The first seed.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub first_seed: u64,
-    /// How much is kept: shares (50%) or numbers of records.
+    /// How much to keep: shares (50%) or numbers of records.
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', default_value = "20%,50%")]
     pub keep: Vec<String>,
     /// Names of ratings; or all.
@@ -82,7 +82,7 @@ pub struct CompareArguments {
     #[arg(long)]
     pub keep_models: bool,
     /// Generate images for this many held-out captions with each model, and measure their distance to the held-out
-    /// images. 0: none.
+    /// images; 0: none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub images: usize,
     /// Features of the Fréchet distances of generated images: tokenizer, clip, inception (the distance is then FID).

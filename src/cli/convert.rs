@@ -104,7 +104,7 @@ pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result
     let companions: &[&str] = if arguments.shard_size.is_some() { &[".safetensors.index.json"] } else { &[] };
     let inputs = [arguments.input.clone()];
     let claim = Claim { command: "convert", inputs: &inputs, overwrite: arguments.overwrite };
-    let claimed = Output::anew(&claim, output, companions)?;
+    let claimed = Output::fresh(&claim, output, companions)?;
     let written = claimed.write(|claimed| write(arguments, &claimed.staged(), to_torch, interrupt))?;
     for path in written {
         super::say(&format!(

@@ -23,12 +23,12 @@ pub struct DemoArguments {
     /// Seed of the data set, its flaws and the run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Shares of the flaws of the training images, such as noise=5%,wrong_count=0.05; others are 0. The flaws are those
+    /// Shares of the flaws of the training images, such as noise=5%,wrong_count=0.05; the others are 0. The flaws are those
     /// of plant, and translated_caption, wrong_attribute, wrong_count, wrong_position and swapped_subjects [default:
-    /// plain, noise, blur, wrong_caption and duplicate, 32% together].
+    /// plain, noise, blur, wrong_caption and duplicate, 32% in total].
     #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
     pub flaws: Vec<String>,
-    /// A named mixture in place of --flaws, 30% together: pixels, text, both, mismatch (captions that are fine on their
+    /// A named mixture instead of --flaws, 30% in total: pixels, text, both, mismatch (captions that are fine on their
     /// own) or duplicates.
     #[arg(long, value_name = "NAME", conflicts_with = "flaws")]
     pub mixture: Option<Mixture>,

@@ -28,8 +28,7 @@ pub struct EncodeArguments {
     /// A run of `train` or `fit` whose encoders are used instead.
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// A corpus of images and captions, in any form; may be repeated. By default the configuration's training and
-    /// validation sets.
+    /// A corpus of images and captions; may be repeated [default: the configuration's training and validation sets].
     #[arg(long, value_name = "CORPUS")]
     pub data: Vec<PathBuf>,
     /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].

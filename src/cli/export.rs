@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &ExportArguments, interrupt: &Interrupt) -> Result<
     let folder = named.folder()?;
     let inputs = [named.run.clone(), folder.clone()];
     let claim = Claim { command: "export", inputs: &inputs, overwrite: arguments.overwrite };
-    let output = Output::anew(&claim, &arguments.out, &[])?;
+    let output = Output::fresh(&claim, &arguments.out, &[])?;
     let epoch = output.write(|output| write(&output.staged(), &config, &folder, interrupt))?;
     super::say(&format!("wrote {} from {} (epoch {epoch})", arguments.out.display(), folder.display()))
 }

@@ -27,11 +27,10 @@ use crate::{
 /// The arguments of `measure`.
 #[derive(Clone, Debug, Args)]
 pub struct MeasureArguments {
-    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a
-    /// corpus in any form.
+    /// The images to measure: a folder that `sample` wrote, samples.csv, any folder of images, or a corpus.
     #[arg(long, value_name = "DIR|CORPUS")]
     generated: PathBuf,
-    /// The reference images, of the same kinds. Without them only CLIP-Score is measured.
+    /// The reference images, in the same formats. Without them, only CLIP-Score is measured.
     #[arg(long, value_name = "DIR|CORPUS")]
     reference: Option<PathBuf>,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
@@ -83,7 +82,7 @@ pub(super) fn run(arguments: &MeasureArguments, interrupt: &Interrupt) -> Result
     inputs.extend(config.iter().flat_map(Config::inputs));
     let claim = Claim { command: "measure", inputs: &inputs, overwrite: arguments.overwrite };
     // An unusable output path is refused before the measures are taken.
-    let output = arguments.out.as_ref().map(|out| Output::anew(&claim, out, &[])).transpose()?;
+    let output = arguments.out.as_ref().map(|out| Output::fresh(&claim, out, &[])).transpose()?;
     let measured = measures(arguments, config.as_ref(), interrupt);
     match (output, measured) {
         (Some(output), measured) => {

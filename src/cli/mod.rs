@@ -73,7 +73,7 @@ pub enum Command {
     Sample(sample::SampleArguments),
     /// Measure generated images: Fréchet distances to held-out ones, and CLIP-Score.
     Measure(measure::MeasureArguments),
-    /// Train the same model on what each rating and sampler selects, alongside the controls, with several seeds.
+    /// Train the same model on the subset that each rating and sampler selects, and on controls, with several seeds.
     Compare(compare::CompareArguments),
     /// Write an HTML page of a run or a comparison: tables, charts and pairs by rating.
     Report(report::ReportArguments),

@@ -32,13 +32,13 @@ pub struct PackArguments {
     /// webdataset: samples per shard.
     #[arg(long, value_name = "N", default_value_t = SHARD as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     pub shard: u64,
-    /// Column of the ids. If there is no column `id`: one of the usual names (key, uid), or else the image's path.
+    /// Column of the ids. If there is no column `id`: one of the common names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// Column of the images' paths. If there is no column `image_save_path`: one of the usual names (image, file_name).
+    /// Column of the images' paths. If there is no column `image_save_path`: one of the common names (image, file_name).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
-    /// Column of the captions. If there is no column `caption`: one of the usual names (text, prompt).
+    /// Column of the captions. If there is no column `caption`: one of the common names (text, prompt).
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
     /// Skip and count malformed rows instead of ending with an error.

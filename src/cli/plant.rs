@@ -22,7 +22,7 @@ use crate::{
 /// The arguments of `plant`.
 #[derive(Clone, Debug, Args)]
 pub struct PlantArguments {
-    /// The corpus, in any form: docs/formats.md lists them.
+    /// The corpus; docs/formats.md lists the supported formats.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
     /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
@@ -31,13 +31,13 @@ pub struct PlantArguments {
     /// Directory for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Shares of the flaws, such as noise=5%,blur=0.05; others are 0. The flaws are plain, noise, blur, jpeg, watermark,
+    /// Shares of the flaws, such as noise=5%,blur=0.05; the others are 0. The flaws are plain, noise, blur, jpeg, watermark,
     /// wrong_caption, neighbor_caption, truncated_caption, generic_caption, boilerplate_caption, foreign_caption,
     /// duplicate, cropped_duplicate, flipped_duplicate and recompressed_duplicate [default: plain, noise, blur, jpeg,
-    /// watermark, wrong_caption and duplicate, 30% together].
+    /// watermark, wrong_caption and duplicate, 30% in total].
     #[arg(long, value_name = "FLAW=SHARE,…", value_delimiter = ',')]
     pub flaws: Vec<String>,
-    /// A named mixture in place of --flaws, 30% together: pixels, text, both, mismatch (captions that are fine on their
+    /// A named mixture instead of --flaws, 30% in total: pixels, text, both, mismatch (captions that are fine on their
     /// own) or duplicates.
     #[arg(long, value_name = "NAME", conflicts_with = "flaws")]
     pub mixture: Option<Mixture>,
@@ -47,13 +47,13 @@ pub struct PlantArguments {
     /// Random seed for choosing and corrupting records.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Column of the ids. If there is no column `id`: one of the usual names (key, uid), or else the image's path.
+    /// Column of the ids. If there is no column `id`: one of the common names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// Column of the images' paths. If there is no column `image_save_path`: one of the usual names (image, file_name).
+    /// Column of the images' paths. If there is no column `image_save_path`: one of the common names (image, file_name).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
-    /// Column of the captions. If there is no column `caption`: one of the usual names (text, prompt).
+    /// Column of the captions. If there is no column `caption`: one of the common names (text, prompt).
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
     /// Column of the categories in which neighbor_caption finds neighbors [default: category, if there is one; without

@@ -25,19 +25,19 @@ pub struct ReportArguments {
     /// Output [default: report.html in the folder].
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
-    /// Of a run: ratings that `score` wrote, in place of those of the last epoch.
+    /// For a run: ratings that `score` wrote, instead of those of the last epoch.
     #[arg(long, value_name = "FILE")]
     ratings: Option<PathBuf>,
-    /// Of a run: the rating column of --ratings [default: the one that `score` wrote, or `rating`].
+    /// For a run: the rating column of --ratings [default: the one that `score` wrote, or `rating`].
     #[arg(long, value_name = "NAME")]
     rating_column: Option<String>,
-    /// Of a run: the rated corpus, if it is not the training set.
+    /// For a run: the rated corpus, if it is not the training set.
     #[arg(long, value_name = "CORPUS")]
     data: Option<PathBuf>,
-    /// Of a run: the column of planted flaws.
+    /// For a run: the column of planted flaws.
     #[arg(long, value_name = "NAME")]
     flaw_column: Option<String>,
-    /// Of a comparison: the ratings whose images are shown [default: the three with the lowest losses].
+    /// For a comparison: the ratings whose images are shown [default: the three with the lowest losses].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     sheets: Vec<String>,
     /// Replace an existing output of this command.
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<(
         ));
     }
     let claim = Claim { command: "report", inputs: &inputs, overwrite: arguments.overwrite };
-    Output::anew(&claim, &out, &[])?.write(|output| {
+    Output::fresh(&claim, &out, &[])?.write(|output| {
         let html = interrupt.while_reading("nothing was written", || page(arguments))?;
         write_atomic(&output.staged(), html.as_bytes())
     })?;

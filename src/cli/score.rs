@@ -23,7 +23,7 @@ pub struct ScoreArguments {
     /// The configuration of a rater that was not trained here; it names the image tokenizer and the text encoder.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The corpus, in any form: docs/formats.md lists them.
+    /// The corpus; docs/formats.md lists the supported formats.
     #[arg(long, value_name = "CORPUS")]
     pub data: PathBuf,
     /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].

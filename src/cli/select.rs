@@ -18,15 +18,14 @@ use crate::{
 /// Select a subset of a rated corpus.
 #[derive(Args, Clone, Debug)]
 pub struct SelectArguments {
-    /// The ratings: a .csv or .parquet file as `score` writes it, a .tsv file, or a folder of .parquet files read as
-    /// one table, in the order of their names.
+    /// The ratings: a .csv or .parquet file such as `score` writes, a .tsv file, or a folder of .parquet files, which are
+    /// read as one table in the order of their names.
     #[arg(long, value_name = "FILE")]
     pub ratings: PathBuf,
     /// How much to keep: a share (50% or 0.5) or a number of rows (1200). 1 is one row; 1.0 and 100% are all rows.
     #[arg(long, value_name = "SHARE|COUNT", allow_hyphen_values = true)]
     pub keep: Keep,
-    /// The selection strategy. Percentiles start at the best rated, which is 0; like shares they are written 30% or
-    /// 0.3.
+    /// The selection strategy. Percentile 0 is the best-rated row; percentiles and shares are written as 30% or 0.3.
     #[arg(long, value_enum, default_value_t = StrategyName::Filter)]
     pub strategy: StrategyName,
     /// shift-gsample: share of all rows to drop from the top [default: 0.05; the paper's best is about 0.1].
@@ -51,20 +50,20 @@ pub struct SelectArguments {
     /// The subset, a .csv file; its ids and a summary are written to the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The corpus: kept rows are copied from it, verbatim if it is one CSV, else as a CSV of its columns.
+    /// The corpus to copy the kept rows from: verbatim if it is one CSV, else as a CSV of its columns.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
     /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT", requires = "data")]
     pub format: Option<CorpusForm>,
-    /// The id column. If there is no column `id`: one of the usual names (key, uid), or else the image's path.
+    /// The id column. If there is no column `id`: one of the common names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,
-    /// The column of image paths. Relative paths start at the folder of their table; for a subset in another folder
-    /// they are made absolute (with --data rows stay as they are, and a warning says so).
+    /// The column of image paths. Paths are relative to the folder of their table; for a subset in another folder they
+    /// are made absolute (with --data, rows are not changed, and a warning says so).
     #[arg(long, value_name = "NAME", default_value = "image_save_path")]
     pub image_column: String,
-    /// The column of captions of --data, unless it is one CSV, of which captions are not read.
+    /// The caption column of --data; not read if --data is one CSV.
     #[arg(long, value_name = "NAME", default_value = "caption")]
     pub caption_column: String,
     /// The rating column [default: the one that `score` wrote, or `rating`].
@@ -84,17 +83,17 @@ pub struct SelectArguments {
 /// The strategies by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StrategyName {
-    /// Uniform.
+    /// A uniform sample.
     Random,
-    /// The best rated.
+    /// The best-rated rows.
     TopK,
     /// A contiguous window of the ranking.
     Block,
-    /// Uniform among the best rated.
+    /// A uniform sample of the best-rated rows.
     Filter,
-    /// A Gaussian over the percentiles.
+    /// A Gaussian sample over the percentiles.
     Gsample,
-    /// Drop the best rated, then a Gaussian over the percentiles.
+    /// A Gaussian sample over the percentiles, without the best-rated rows.
     ShiftGsample,
 }
 

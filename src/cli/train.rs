@@ -21,7 +21,8 @@ pub struct TrainArguments {
     /// Configuration in JSON; docs/config.md lists its keys.
     #[arg(long, value_name = "FILE", required_unless_present = "resume")]
     pub config: Option<PathBuf>,
-    /// The training set, a corpus in any form, such as the output of `select`; overrides the configuration.
+    /// The training set, such as the output of `select`; overrides the configuration. docs/formats.md lists the supported
+    /// formats.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
     /// The validation set; overrides the configuration.
@@ -30,7 +31,7 @@ pub struct TrainArguments {
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<CorpusForm>,
-    /// Set a key on top of the file, nested ones with dots; may be repeated: --set ep=3 --set columns.id=key
+    /// Override a key of the configuration, with dots for nested keys; may be repeated: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.

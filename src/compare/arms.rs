@@ -363,7 +363,7 @@ impl FromStr for Convention {
     }
 }
 
-/// What a model is trained on.
+/// The training set of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arm {
     /// All records.

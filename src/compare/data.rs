@@ -234,7 +234,7 @@ fn set_aside(
     Ok(split(records, count, config.seed, u64::MAX, |record| !enough || sound(record)))
 }
 
-/// What an interrupted comparison has kept before anything is encoded.
+/// The message of a comparison that is interrupted before anything is encoded.
 const NOT_BEGUN: &str = "nothing had been encoded or trained yet; run the same command again";
 
 /// The reasons in a list of failed rows.

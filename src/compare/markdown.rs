@@ -6,7 +6,7 @@ use super::{
     table::{Line, measure_names, summarize},
 };
 
-/// The rating that stands for all records.
+/// The rating name of the full data set.
 const EVERYTHING: &str = "everything";
 
 /// A value with half its interval.

@@ -1,4 +1,4 @@
-//! Compares ratings by the models that are trained on what they choose: trains one text-to-image model on everything,
+//! Compares ratings by training models on the subsets that they select: trains one text-to-image model on everything,
 //! on random subsets, and on the subset of each rating and sampler, with several seeds, and tabulates the results
 //! alongside the controls.
 //!

@@ -1,4 +1,4 @@
-//! Tables of a comparison's page besides those of the loss.
+//! Tables of a comparison's page other than those of the loss.
 
 use super::table::Line;
 use crate::report::page::{Cell, Content, Table};

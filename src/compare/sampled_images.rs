@@ -86,7 +86,7 @@ impl SampledImages {
         Ok(Self { captions, held_out, measurer, references: OnceCell::new(), folder: out.join("images") })
     }
 
-    /// What a model's measures depend on besides the model and the held-out table.
+    /// The inputs of a model's measures other than the model and the held-out table.
     pub(super) fn identity(&self) -> String {
         let settings = SampleSettings::default();
         sha256(format!("{:?} {settings:?} {}", self.captions, self.measurer.identity()).as_bytes())

@@ -72,7 +72,7 @@ pub struct Config {
     pub keep_checkpoints: Option<usize>,
     /// The largest number of log lines per epoch.
     pub log_lines: u64,
-    /// Accepted keys that do not do what their name says here; one sentence each.
+    /// One sentence for each accepted key that has no effect or another one than its name suggests.
     pub warnings: Vec<String>,
     effective: keys::RawConfig,
 }
@@ -104,7 +104,7 @@ pub struct DataConfig {
     pub truncated_images: bool,
     /// The folder of a token cache, see [`tokens::cache`](crate::tokens::cache).
     pub token_cache: Option<PathBuf>,
-    /// The forms that corpora are read as, by path; others are read as what they are.
+    /// The formats of corpora, by path; those of others are detected.
     pub forms: BTreeMap<PathBuf, CorpusForm>,
 }
 
@@ -334,7 +334,7 @@ impl Config {
         check::check(Source::read(path.as_ref(), sets)?)
     }
 
-    /// Like [`load`](Self::load), from text; `name` stands for the file in messages.
+    /// Like [`load`](Self::load), from text; `name` is the name of the file in messages.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -355,7 +355,7 @@ impl Config {
         renamed::first_former(&serde_json::from_str(text).ok()?)
     }
 
-    /// The effective configuration: every key with its value. Parsing it gives this configuration again.
+    /// The effective configuration: every key with its value. Parsing it reproduces this configuration.
     pub fn to_json(&self) -> Value {
         // Strings, numbers and lists always convert to JSON.
         serde_json::to_value(&self.effective).unwrap_or_default()

@@ -35,7 +35,7 @@ impl Config {
         }
     }
 
-    /// Reads the corpus at `path` as `form` from now on, if one is given.
+    /// Sets the format of the corpus at `path`, if one is given.
     pub(crate) fn read_as(&mut self, path: &Path, form: Option<CorpusForm>) {
         if let Some(form) = form {
             self.data.forms.insert(path.to_path_buf(), form);

@@ -143,7 +143,7 @@ impl PcaTokenizer {
     /// Fits a tokenizer to images `[3, R, R]` in [-1, 1] (f32), read one by one. A seeded sample of at most 2048
     /// images (fewer if they are large) is kept in memory.
     ///
-    /// Deterministic: the same images in the same order give a bit-identical tokenizer, for any number of threads.
+    /// Deterministic: the same images in the same order produce a bit-identical tokenizer, for any number of threads.
     ///
     /// # Errors
     /// If the settings are inconsistent, there is no image, or one has another shape or a value that is not

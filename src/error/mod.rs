@@ -108,7 +108,7 @@ pub enum Error {
     Input {
         /// The file or folder.
         path: PathBuf,
-        /// What is missing and a hint.
+        /// A description of what is missing, with a hint.
         message: String,
     },
     /// A bug in the caller, or an operating system error without a variant of its own.
@@ -176,7 +176,7 @@ pub enum Error {
     /// The user interrupted the job; completed work is saved.
     #[error("interrupted; {saved}")]
     Interrupted {
-        /// What was saved and how to continue.
+        /// A description of what was saved and how to continue.
         saved: String,
     },
 }

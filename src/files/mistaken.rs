@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Number of bytes inspected at the start of a file.
 const LOOKED_AT: usize = 1024;
 
-/// What a file contains instead of the expected contents.
+/// The actual contents of a file that does not have the expected ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistaken {
     /// An HTML page.
@@ -58,7 +58,7 @@ pub(crate) fn beginning(bytes: &[u8]) -> String {
     text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).to_lowercase()
 }
 
-/// The message for a file that is not what is expected: what it is instead, or else the parser's error.
+/// The message for a file in an unexpected format: the actual format if it is recognized, else the parser's error.
 pub(crate) fn refusal(expected: &str, bytes: &[u8], error: impl fmt::Display) -> String {
     match Mistaken::of(bytes) {
         Some(found) => format!("not {expected} but {found}"),

@@ -14,7 +14,7 @@ use crate::{
     files::folder_of,
 };
 
-/// What a command may have written to its folder before it finished: names with `/`, in which `*` matches anything
+/// The files that a command may have written to its folder before it finished: names with `/`, in which `*` matches anything
 /// within one component. These patterns alone identify the files of a killed process.
 pub(crate) type FolderPatterns = &'static [&'static str];
 

@@ -63,11 +63,11 @@ impl Output {
         Ok(Self { command, overwrite, primary, staging, former, rating_column: None, lock })
     }
 
-    /// Like [`claim`](Self::claim), but discards what an earlier process left.
+    /// Like [`claim`](Self::claim), but discards files that an earlier process left.
     ///
     /// # Errors
     /// See [`claim`](Self::claim).
-    pub(crate) fn anew(claim: &Claim<'_>, primary: &Path, companions: &[&str]) -> Result<Self> {
+    pub(crate) fn fresh(claim: &Claim<'_>, primary: &Path, companions: &[&str]) -> Result<Self> {
         let output = Self::claim(claim, primary, companions)?;
         output.clear()?;
         remove_on_exit(&output.staging);

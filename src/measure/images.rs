@@ -62,7 +62,7 @@ pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result
 /// Like [`images`], but reads a corpus as `form`, if one is given.
 ///
 /// # Errors
-/// See [`images`]; also if it is not of that form.
+/// See [`images`]; also if it is not in that format.
 pub fn images_as(
     path: &Path,
     columns: &ColumnNames,

@@ -150,7 +150,7 @@ impl Measurer {
         self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
     }
 
-    /// Identifies everything that the values depend on besides the images, weights by SHA-256.
+    /// Identifies everything other than the images that the values depend on, weights by SHA-256.
     pub(crate) fn identity(&self) -> String {
         let spaces = self.spaces.iter().map(|space| space.identity());
         let score = self

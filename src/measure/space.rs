@@ -113,7 +113,7 @@ fn stacked(images: &[Tensor]) -> Result<Tensor> {
     Tensor::new(&[&[images.len()], &shape[..]].concat(), values)
 }
 
-/// What an interrupted measurement has kept.
+/// The message of an interrupted measurement.
 pub(crate) const NOT_MEASURED: &str = "nothing has been measured yet, so there was nothing to save";
 
 /// Calls `with` for the features `[B, D]` of each batch and the indices of its images. Images that cannot be used are

@@ -51,7 +51,7 @@ pub struct ScoreRequest {
     pub config: Option<PathBuf>,
     /// The corpus.
     pub corpus: PathBuf,
-    /// The form of the corpus; `None` for what it is.
+    /// The format of the corpus; `None` to detect it.
     pub form: Option<CorpusForm>,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,

@@ -76,7 +76,7 @@ impl FromStr for Format {
 pub struct PackJob {
     /// The subset: a CSV written by `select`, or any corpus.
     pub subset: PathBuf,
-    /// The form of the subset; `None` for what it is.
+    /// The format of the subset; `None` to detect it.
     pub form: Option<CorpusForm>,
     /// Names of its columns.
     pub columns: ColumnNames,
@@ -142,7 +142,7 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -
     let mut left_out = match job.format {
         Format::Csv | Format::Parquet | Format::Uids => {
             job.expect_ending()?;
-            Output::anew(&claim, &job.out, &[])?.write(|output| {
+            Output::fresh(&claim, &job.out, &[])?.write(|output| {
                 let mut packing = packing(output.staged());
                 if job.format == Format::Uids {
                     packing.uids(&records)?

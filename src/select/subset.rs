@@ -53,7 +53,7 @@ pub struct SubsetJob {
     pub out: PathBuf,
     /// The corpus, to copy its rows: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
-    /// The form of the corpus; `None` for what it is.
+    /// The format of the corpus; `None` to detect it.
     pub form: Option<CorpusForm>,
     /// Name of the column of captions of a corpus that is not one CSV.
     pub caption_column: String,
@@ -130,7 +130,7 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
     let mut inputs = vec![job.ratings.clone()];
     inputs.extend(job.data.iter().flat_map(|data| CorpusFiles::inputs(data, job.form)));
     let claim = Claim { command: "select", inputs: &inputs, overwrite: job.overwrite };
-    let output = Output::anew(&claim, &job.out, &[IDS, SUMMARY])?;
+    let output = Output::fresh(&claim, &job.out, &[IDS, SUMMARY])?;
     let (selection, left_out) = output.write(|output| write_staged(job, output, interrupt))?;
     Ok(SubsetReport { selection, left_out, subset, ids, summary })
 }
@@ -306,7 +306,7 @@ impl<'a> RequestedRows<'a> {
     }
 }
 
-/// Streams a corpus of any form and writes the records with kept ids as comma-separated text.
+/// Streams a corpus in any format and writes the records with kept ids as comma-separated text.
 fn write_corpus_rows(
     job: &SubsetJob,
     data: &Path,

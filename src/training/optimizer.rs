@@ -58,7 +58,7 @@ struct Next {
     norm: Option<f64>,
 }
 
-/// What a device needs for an update, created by the first one. A clone of an optimizer creates its own.
+/// Device memory for an update, allocated by the first one. A clone of an optimizer creates its own.
 #[derive(Debug, Default)]
 struct Tables(Option<AdamWTables>);
 

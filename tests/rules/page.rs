@@ -48,5 +48,5 @@ fn the_page_s_rule_trains() {
     }
     let wrong = RuleSettings { geometry: Geometry::AdamW, ..RuleSettings::of(&EXCESS) };
     let said = wrong.check_geometry().unwrap_err().to_string();
-    assert_eq!(said, "is adamw, but the rule `excess` forms no inner products");
+    assert_eq!(said, "is adamw, but the rule `excess` uses no inner products");
 }

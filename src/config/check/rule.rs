@@ -69,7 +69,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         );
     }
     let every = checker.value(raw, &KEY.record_every)?.unsigned_abs();
-    // On by default where per-sample gradients are possible, unless the rule needs nothing besides the loss.
+    // On by default where per-sample gradients are possible, unless the rule needs only the loss.
     let per_sample = !compat.cross_attention_first_sample && needs.norms_by_default();
     let norms = *raw.record_norms.get_or_insert(per_sample && every > 0);
     if compat.cross_attention_first_sample && (needs.own_gradients() || norms) {

@@ -190,7 +190,7 @@ pub struct ConfigKey {
 }
 
 impl ConfigKey {
-    /// The description, with its unit, and what the default depends on.
+    /// The description, with its unit, and the dependencies of the default.
     pub(crate) fn meaning(&self) -> String {
         let meaning = self.described.trim();
         described(&match self.depends() {
@@ -199,7 +199,7 @@ impl ConfigKey {
         })
     }
 
-    /// What the default depends on, if anything.
+    /// The dependencies of the default, if any.
     fn depends(&self) -> Option<&'static str> {
         match_kind!(&self.kind, setting => match setting.default {
             DefaultValue::Depends(text) => Some(text),

@@ -42,7 +42,7 @@ keys! {
 
     /// The keys of `data_args`.
     group data_args: RawDataArgs, DataArgsKeys {
-        /// corpus of the training set, in any form; relative paths start at the current directory
+        /// corpus of the training set; a relative path is relative to the current directory
         train_csv_path: Text = Is(""), Any, Yes, Harmless;
         /// corpus of the validation set; empty: hold out `validation_portion`
         val_csv_path: Text = Is(""), Any, Yes, Harmless;
@@ -182,8 +182,8 @@ keys! {
         hflip: Flag = Is(false), OneOf(&[false]), Only("`false`: each image is tokenized once"), Results;
         /// threads that decode images
         workers: Integer = Is(3), Between(0, 1024), Yes, Harmless;
-        /// progressive training: share of the run after which `fit` trains on all scales, finer ones being added on
-        /// the way; 0: all scales from the start; sets `sche`
+        /// progressive training: share of the run after which `fit` trains on all scales, with finer ones added
+        /// gradually before; 0: all scales from the start; sets `sche`
         pg: Number = Is(0.0), Between(0.0, 0.99), FIT, Results;
         /// index of the newest scale at the start of progressive training
         pg0: Integer = Is(4), Between(0, 64), FIT, Results;
@@ -253,7 +253,7 @@ keys! {
                  `compat.validation_epoch`",
             ),
             OneOf(&NAMES), Yes, Results;
-        /// geometry of the inner products under {rules with products} (no other rule forms inner products): `sgd`:
+        /// geometry of the inner products under {rules with products} (no other rule uses inner products): `sgd`:
         /// the validation gradient; `adamw`: the step that AdamW would take along it
         rule_geometry: Text =
             Depends("`adamw` under {rules in adamw}, else `sgd`"),
@@ -269,10 +269,10 @@ keys! {
         /// trained (eq. 4)
         proxy_warmup_epochs: Integer = Depends("1 under {rules with a reference} if `ep` is 2 or more, else 0"),
             Within(0, 999_999, "less than `ep`"), Yes, Results;
-        /// first epoch, counted from 0, whose constants count in the running averages
+        /// first epoch, counted from 0, whose constants enter the running averages
         average_from_epoch: Integer = Depends("`proxy_warmup_epochs`, but 1 or more if `ep` is 2 or more"),
             Within(0, 999_999, "less than `ep`"), Yes, Results;
-        /// epochs after those of `ep` in which the rater alone is trained, on averages that no longer change
+        /// epochs after those of `ep` in which only the rater is trained, on averages that no longer change
         rater_only_epochs: Integer =
             Depends("4 if `rater_objective` is `regression`, else 0"),
             Between(0, 100_000), Yes, Results;
@@ -297,8 +297,8 @@ keys! {
         folds: Integer = Is(2), Between(2, 64), Yes, Results;
         /// epochs of each proxy, at most
         epochs: Integer = Is(24), Between(1, 1_000_000), Yes, Results;
-        /// epochs without a lower loss on 5% of the proxy's records (at least a batch, at most a fifth), which are set aside, after which its training stops;
-        /// the weights of its best epoch are used
+        /// early stopping: epochs without a lower loss on the records set aside (5%, at least a batch, at most a fifth)
+        /// after which a proxy's training stops; the weights of its best epoch are used
         patience: Integer = Is(4), Between(1, 1_000_000), Yes, Results;
         /// other captions that a caption is compared with
         captions: Integer = Is(8), Between(1, 255), Yes, Results;
@@ -333,24 +333,24 @@ keys! {
         /// channels of a token's vector
         channels: Integer = Depends("1024; for `clip` and `t5` from the folder"),
             Between(1, 16_384), Yes, Results;
-        /// folder of the `clip` or `t5` encoder, which a run does not copy, so set this if the folder moves; or of a
+        /// folder of the `clip` or `t5` encoder, which a run does not copy (set this if the folder has moved), or of a
         /// saved encoder to use instead of making one
         path: Text = Is(""), Any, Yes, Harmless;
     }
 
     /// The keys of `columns`.
     group columns: RawColumns, ColumnsKeys {
-        /// column of the ids; `id` also matches other usual names, see above
+        /// column of the ids; `id` also matches other common names, see above
         id: Text = Is("id"), NotEmpty, Yes, ResultsAsGroup;
-        /// column of the image paths, relative to the CSV's folder; `image_save_path` also matches other usual names,
+        /// column of the image paths, relative to the CSV's folder; `image_save_path` also matches other common names,
         /// see above
         image: Text = Is("image_save_path"), NotEmpty, Yes, ResultsAsGroup;
-        /// column of the captions; `caption` also matches other usual names, see above
+        /// column of the captions; `caption` also matches other common names, see above
         caption: Text = Depends("from `data_args.cogvlm`"), NotEmpty, Yes, ResultsAsGroup;
     }
 
     keys {
-        /// form of the training and the validation set; empty: detected by content
+        /// format of the training and the validation set; empty: detected by content
         data_format: Text = Is(""), OneOf(&CorpusForm::KEYS), Yes, Harmless;
         /// count a malformed row (unbalanced quotes, wrong number of fields, invalid UTF-8, no id) as a failed record
         /// instead of ending the job
@@ -363,7 +363,7 @@ keys! {
         /// decode truncated images as far as their data goes and fill the rest with gray or black, like Pillow's
         /// `LOAD_TRUNCATED_IMAGES`; false: refuse them
         truncated_images: Flag = Is(false), Any, Yes, Results;
-        /// token cache written by `encode`: tokens and text embeddings are read from it; samples that it lacks are
+        /// token cache written by `encode`: tokens and text embeddings are read from it; samples that are not in it are
         /// encoded
         token_cache: Text = Is(""), Any, Yes, Harmless;
         /// gradient checkpointing: keep only each block's input and recompute the block in the backward pass; less
@@ -372,7 +372,7 @@ keys! {
         /// on a GPU, record a step as a graph and replay it with one launch (same bits, less time); false: launch
         /// kernels one by one
         cuda_graph: Flag = Is(true), Any, Yes, Harmless;
-        /// updates between checkpoints, besides those at the end of an epoch; null: `val_it` batches
+        /// updates between checkpoints, in addition to those at the end of an epoch; null: `val_it` batches
         checkpoint_every: Integer = Null, AtLeast(1), Yes, Harmless;
         /// newest checkpoints to keep; 0: all
         keep_checkpoints: Integer = Is(3), Between(0, 1_000_000), Yes, Harmless;

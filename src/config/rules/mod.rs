@@ -1,4 +1,4 @@
-//! The rules that train the rater: the trait, what each rule declares, and the table of rules.
+//! The rules that train the rater: the trait, the declaration of each rule, and the table of rules.
 //!
 //! A rule declares once what it needs measured, the defaults of its keys, and which raters `compare` trains with it.
 //! The configuration checks, the training step, `compare`, the command-line help and `docs/config.md` read this entry
@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What a rule needs measured for each training sample, besides its loss.
+/// The measurements that a rule needs for each training sample, in addition to its loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The inner product of the sample's gradient with the validation gradient.
@@ -103,7 +103,7 @@ fn measured<'a>(numbers: Option<&'a Tensor>, what: &str) -> Result<&'a Tensor> {
 
 /// A formula for the signal `c_i` of a training sample.
 pub trait Rule: Sync {
-    /// What the rule needs measured.
+    /// The measurements that the rule needs.
     fn needs(&self) -> Needs;
 
     /// The constant `c_i` of each sample, `[B]`.
@@ -143,7 +143,7 @@ pub struct Variant {
 }
 
 impl RuleEntry {
-    /// What the rule needs measured.
+    /// The measurements that the rule needs.
     pub fn needs(&self) -> Needs {
         self.formula.needs()
     }
@@ -202,13 +202,13 @@ impl RuleSettings {
     /// Checks that the rule supports the geometry.
     ///
     /// # Errors
-    /// If the geometry is not `sgd` and the rule forms no inner products.
+    /// If the geometry is not `sgd` and the rule uses no inner products.
     pub fn check_geometry(&self) -> Result<()> {
         let Self { rule, geometry, .. } = self;
         if *geometry == Geometry::Sgd || rule.needs().products {
             return Ok(());
         }
-        Err(Error::argument(format!("is {geometry}, but the rule `{rule}` forms no inner products")))
+        Err(Error::argument(format!("is {geometry}, but the rule `{rule}` uses no inner products")))
     }
 }
 

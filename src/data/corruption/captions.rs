@@ -26,7 +26,7 @@ const GENERIC: &[&str] = &[
     "a beautiful image of something",
 ];
 
-/// What stands in the alt texts of web pages; each `#` is a digit.
+/// Typical alt texts of web pages; each `#` is a digit.
 const BOILERPLATE: &[&str] = &[
     "IMG_####.jpg",
     "DSC_####.JPG",

@@ -44,7 +44,7 @@ const TABLE: &str = "corpus.csv";
 pub struct PlantSettings {
     /// The corpus.
     pub corpus: PathBuf,
-    /// The form of the corpus; `None` for what it is.
+    /// The format of the corpus; `None` to detect it.
     pub form: Option<CorpusForm>,
     /// Its columns.
     pub columns: ColumnNames,
@@ -175,7 +175,7 @@ fn stream_of(id: &str) -> u64 {
     Sha256::digest(id).iter().take(6).fold(0, |bits, &byte| bits << 8 | u64::from(byte))
 }
 
-/// The records with what becomes of them.
+/// The records with their flaws.
 struct Plan<'a> {
     settings: &'a PlantSettings,
     schema: Schema,

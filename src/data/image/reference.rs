@@ -31,8 +31,8 @@ impl ImageRef {
         self.file.local()
     }
 
-    /// Reads its bytes. A read that the system fails is tried once more, because a transient error must not mark the
-    /// image as unusable in a cache or a list of failed rows.
+    /// Reads its bytes. A read that fails with an I/O error is retried once, because a transient error must not mark
+    /// the image as unusable in a cache or a list of failed rows.
     ///
     /// # Errors
     /// If there is no such file, it is not a regular file, has more than `most` bytes, or cannot be read.
@@ -86,7 +86,7 @@ impl ImageRef {
         }
         self.refuse(match error.kind() {
             io::ErrorKind::NotFound if self.as_path().as_os_str().is_empty() => EMPTY_PATH.to_owned(),
-            // A container says what it lacks.
+            // The container's error names the missing member or row.
             io::ErrorKind::NotFound if error.get_ref().is_some() => error.to_string(),
             io::ErrorKind::NotFound => format!("there is no such file{}", hint_of_missing(self.as_path())),
             io::ErrorKind::InvalidData => error.to_string(),
@@ -138,7 +138,7 @@ impl ImageRef {
     }
 }
 
-/// Whether an error is due to the name: nothing that can be read has this name, and trying again gives the same error.
+/// Whether an error is due to the name: no readable file has this name, and a retry would fail with the same error.
 pub(crate) fn is_of_name(error: &io::Error) -> bool {
     matches!(
         error.kind(),

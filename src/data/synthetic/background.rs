@@ -41,7 +41,7 @@ pub(super) enum Preposition {
     In,
 }
 
-/// What captions say of a background.
+/// The words that captions use for a background.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Setting {
     pub(super) kind: Kind,
@@ -124,7 +124,7 @@ impl Background {
         }
     }
 
-    /// What captions say of it. `flying` and `swimming` are whether every shape flies or swims.
+    /// The words that captions use for it. `flying` and `swimming` are whether every shape flies or swims.
     pub(super) fn setting(&self, flying: bool, swimming: bool) -> Setting {
         let preposition = if flying {
             Preposition::Over

@@ -101,7 +101,7 @@ impl Position {
     }
 }
 
-/// A subject, with what is said of its place.
+/// A subject, with the description of its position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Stated {
     pub(super) subject: Subject,

@@ -60,8 +60,8 @@ pub(crate) fn expect_layers(folder: &Path, key: &str, layers: usize) -> Result<(
     })
 }
 
-/// Opens the folder's weights and assembles a network: `assemble` is called once to collect the tensors it takes, and
-/// once more to take them, after all have been found. `ignored` says which other tensors may exist.
+/// Opens the folder's weights and assembles a network. `assemble` is called twice: first to collect the names of the
+/// tensors it reads, then, after all have been found, to read them. `ignored` says which other tensors may exist.
 ///
 /// Returns the network and the SHA-256 over names, shapes and values, which does not depend on the storage format.
 ///

@@ -134,7 +134,7 @@ impl TextTokenizer {
             pad_type_id: 0,
             pad_token,
         };
-        // The empty caption gives only the special tokens, unless a saved tokenizer pads it already.
+        // The empty caption has only the special tokens, unless a saved tokenizer already pads it.
         if let Pipeline::Saved { tokenizer, .. } = &mut pipeline {
             tokenizer.with_padding(None);
         }

@@ -40,7 +40,7 @@ const EXTRA_IDS: usize = 100;
 /// Maximum number of them; the released models have 100.
 const MAX_EXTRA_IDS: usize = 10_000;
 
-/// The fields of `tokenizer_config.json` besides the special tokens.
+/// The fields of `tokenizer_config.json` other than the special tokens.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Settings {
@@ -263,7 +263,7 @@ fn assemble(model: Model, settings: &Settings, special: &Special) -> tokenizers:
         model.pieces.into_iter().map(|piece| (piece.text, f64::from(piece.score))).collect();
     vocabulary.extend(extra.iter().rev().map(|text| (text.clone(), 0.0)));
     marks.extend(extra.iter().map(|text| added(text, true)));
-    // A special token that is not a piece would get an id beyond the vocabulary, which the encoder does not know.
+    // A special token that is not a piece would get an id beyond the encoder's vocabulary.
     if let Some(unknown) = usual.iter().find(|mark| !vocabulary.iter().any(|(text, _)| text == *mark)) {
         return Err(format!("the vocabulary lacks the token {unknown:?}").into());
     }

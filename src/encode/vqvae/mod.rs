@@ -80,7 +80,7 @@ struct Hosted {
 }
 
 impl VqVae {
-    /// Opens the weights: all are read once for the fingerprint, and filters once more on first use.
+    /// Opens the weights: all are read once for the fingerprint, and filters again on first use.
     ///
     /// # Errors
     /// If they cannot be read, a tensor is missing, surplus or inconsistent, or the side lengths do not match.

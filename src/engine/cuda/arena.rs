@@ -99,7 +99,7 @@ struct Kept {
     touched: Ranges,
 }
 
-/// Blocks that are free for good: address and requested bytes.
+/// Blocks that are permanently free: address and requested bytes.
 pub(super) type Freed = Vec<(u64, usize)>;
 
 /// The memory of one device.
@@ -249,7 +249,7 @@ impl Arena {
         graph
     }
 
-    /// Ends the capture and frees what it reserved and did not use.
+    /// Ends the capture and frees memory that it reserved but did not use.
     pub(super) fn end_recording(&mut self) {
         let Some(graph) = self.recording.take() else { return };
         let Some(kept) = self.graphs.get_mut(&graph) else { return };
@@ -277,7 +277,7 @@ impl Arena {
         }
     }
 
-    /// Removes a graph and frees what it alone kept.
+    /// Removes a graph and frees the memory that only it kept.
     pub(super) fn remove_graph(&mut self, graph: u64) -> Freed {
         let Some(kept) = self.graphs.remove(&graph) else { return Vec::new() };
         let mut freed = Vec::new();

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// A device that runs kernels. Cloning gives another handle to the same one.
+/// A device that runs kernels. Clones are handles to the same device.
 ///
 /// Its memory is an arena: dropped buffers are reused at once, since work runs in the order in which it is queued; a
 /// step that allocates the same buffers as the one before gets the same memory without calling the driver.

@@ -10,7 +10,7 @@ use crate::{
 
 /// Other captions per record.
 const OTHERS: usize = 4;
-/// At most so many records are evaluated.
+/// The largest number of records that are evaluated.
 const RECORDS: usize = 1024;
 
 /// A caption as compared: letters and digits in lower case, one space between words.

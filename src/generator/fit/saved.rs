@@ -22,7 +22,7 @@ use crate::{
 /// The file of AdamW's moments.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// The state of a fit's checkpoint besides its tensors.
+/// The state of a fit's checkpoint other than its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FitState {

@@ -167,7 +167,7 @@ pub fn sample(
     })
 }
 
-/// The file that records what the images depend on.
+/// The file that records the inputs of the images.
 const JOB: &str = "job";
 /// The table of images.
 const TABLE: &str = "samples.csv";

@@ -58,7 +58,7 @@ pub struct AttributeRequest {
     pub corpus: PathBuf,
     /// The validation set, whose mean loss is attributed.
     pub validation: PathBuf,
-    /// The form of the corpus and of the validation set; `None` for what they are.
+    /// The format of the corpus and of the validation set; `None` to detect them.
     pub form: Option<CorpusForm>,
     /// The table to write, `.csv` or `.parquet`.
     pub out: PathBuf,

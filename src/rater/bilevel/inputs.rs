@@ -124,7 +124,7 @@ pub(super) struct StepInputs {
     pub(super) validation_seeds: Option<Tensor>,
     /// Whether the weighted training loss is part of the proxy's loss.
     pub(super) train_counts: bool,
-    /// The proxy's sample weights if the rater gives none.
+    /// The proxy's sample weights if the rater computes none.
     pub(super) equal_weights: Option<Tensor>,
     /// Set if per-sample gradients are needed.
     pub(super) per_sample: Option<PerSample>,

@@ -41,7 +41,7 @@ struct UploadedStep {
     graph: Option<(Graph, QueuedStep)>,
 }
 
-/// What must be unchanged for a recorded step to be replayed.
+/// The properties of a step that must be unchanged for a recorded one to be replayed.
 #[derive(Debug, PartialEq)]
 struct Key {
     settings: BilevelSettings,

@@ -10,7 +10,7 @@ use crate::{
 /// from the [default](Self::default) or [released](Self::released) settings with `..`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BilevelSettings {
-    /// How the rater's heads give weights.
+    /// How the weights are computed from the rater's heads.
     pub weighing: Weighing,
     /// Divide the weighted sums by the batch size, as upstream (upstream.md, A5).
     pub weighted_mean: bool,

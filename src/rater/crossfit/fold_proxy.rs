@@ -58,7 +58,7 @@ pub struct FoldProxySummary {
     pub best: usize,
 }
 
-/// The state of a checkpoint besides its tensors.
+/// The state of a checkpoint other than its tensors.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {

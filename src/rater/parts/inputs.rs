@@ -66,7 +66,7 @@ pub(crate) fn deciding(config: &Config, cache: Option<&TokenCache>, device: Opti
     // The index of the device does not matter.
     let kind = if config.device == DeviceChoice::Emulated { "emulated" } else { "cuda" };
     let computed = device.map_or_else(|| "processor".to_owned(), |compute| format!("{kind} {compute:?}"));
-    // A cache gives the encoders' output, except that it may round text states.
+    // A cache returns the encoders' output, except that it may round text states.
     let states = if cache.is_some_and(TokenCache::rounds_text) { "bf16" } else { "as encoded" };
     [
         Input::new("the configuration (--set, --config)", config.fingerprint()),

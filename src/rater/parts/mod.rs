@@ -92,8 +92,8 @@ pub(crate) struct Counts {
 /// Suffix of the table of failed records.
 const FAILED: &str = ".failed.csv";
 
-/// A job's files: the output with its companions, and until it is done the parts, which lie in the staging folder of
-/// the output.
+/// A job's files: the output with its companions and, until the job is done, the parts, which are in the staging folder
+/// of the output.
 pub(crate) struct Parts {
     output: Output,
     folder: PathBuf,

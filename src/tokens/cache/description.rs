@@ -21,7 +21,7 @@ pub(crate) const FORMAT: u32 = 2;
 const MOST_TOKENS: usize = 4096;
 const MOST_CHANNELS: usize = 16_384;
 
-/// What the cache stores per caption.
+/// The data that the cache stores per caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TextKept {

@@ -25,7 +25,7 @@ pub(crate) struct CachedText {
 }
 
 impl CachedText {
-    /// Wraps the encoder that `open` returns. If the cache has no text, that encoder is returned as it is.
+    /// Wraps the encoder that `open` returns. If the cache has no text, that encoder is returned unchanged.
     ///
     /// # Errors
     /// If `open` is called and fails.

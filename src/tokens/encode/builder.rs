@@ -153,7 +153,7 @@ impl Builder<'_> {
     }
 
     /// Fails if images of an existing shard were replaced or deleted since: the tokenizer may have been fitted to
-    /// them, so that rebuilding the shard would not give the result of an uninterrupted job.
+    /// them, so that rebuilding the shard would differ from the result of an uninterrupted job.
     fn expect_unchanged(&self, corpus: &mut Corpus, entry: &Entry) -> Result<()> {
         let RecordBatch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
         let images: Vec<_> = records.iter().map(|record| &record.image).zip(&entry.images).collect();

@@ -46,7 +46,7 @@ pub struct EncodeRequest {
     pub tables: Vec<PathBuf>,
     /// The output folder.
     pub out: PathBuf,
-    /// What is stored per caption; `Some(None)` for nothing. By default (`None`), states in bf16 for a pretrained
+    /// The data to store per caption; `Some(None)` for none. By default (`None`), states in bf16 for a pretrained
     /// encoder, and nothing for hashed words, which are computed as fast as they are read.
     pub text: Option<Option<TextKept>>,
     /// Rows per shard.
@@ -338,10 +338,10 @@ fn image_tokenizer(
     Ok((tokenizer, unfit, None))
 }
 
-/// A text encoder, if one is used, and what is stored of its output.
+/// A text encoder, if one is used, and the part of its output that is stored.
 type KeptText = (Option<Box<dyn TextEncoder>>, Option<TextKept>);
 
-/// The text encoder to run, if any, and what is stored of its output.
+/// The text encoder to run, if any, and the part of its output that is stored.
 fn text_encoder(request: &EncodeRequest, cache: &Path, interrupt: &Interrupt) -> Result<KeptText> {
     let config = &request.config;
     let kept = match request.text {

@@ -50,7 +50,7 @@ struct StateFile<S> {
     run: Option<RunFiles>,
 }
 
-/// Why a checkpoint is written, and what it records.
+/// The reason for writing a checkpoint, and the files of the run that it records.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Occasion<'a> {
     /// Only because the user stopped the run.
@@ -99,7 +99,7 @@ pub(crate) fn write<'a>(
     Ok(target)
 }
 
-/// Removes what is no longer kept: all but the `keep` newest regular checkpoints, and those of interrupts except the
+/// Removes old checkpoints: all but the `keep` newest regular checkpoints, and those of interrupts except the
 /// newest checkpoint. A resuming run calls it too, since it may have been killed before this step.
 ///
 /// # Errors

@@ -32,7 +32,7 @@ pub(crate) const MODEL: &str = "model.safetensors";
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// The state of a checkpoint besides its tensors. Random streams need no state: each is a function of the seed and
+/// The state of a checkpoint other than its tensors. Random streams need no state: each is a function of the seed and
 /// the step, and so is the sampler's position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,7 +176,7 @@ impl Checkpoint {
         folder::newest(checkpoints)
     }
 
-    /// What a checkpoint records of the run's other files.
+    /// The record of the run's other files in a checkpoint.
     ///
     /// # Errors
     /// If it is damaged, or of an older version, which did not record them.

@@ -1,4 +1,4 @@
-//! What a checkpoint records of the run's append-only files.
+//! The record of the run's append-only files in a checkpoint.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use crate::{
     files::{hexadecimal, sealed::Written},
 };
 
-/// The files of a run besides its checkpoints, as of one checkpoint.
+/// The files of a run other than its checkpoints, as of one checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFiles {

@@ -16,7 +16,7 @@ use crate::{
     files::sealed::Written,
 };
 
-/// `metrics.jsonl`, open for appending, and what the next checkpoint records of the run's files.
+/// `metrics.jsonl`, open for appending, and the record of the run's files for the next checkpoint.
 #[derive(Debug)]
 pub struct Journal {
     pub(super) file: File,

@@ -133,7 +133,7 @@ impl Walk<'_> {
 
     /// Appends the key of a dict's entry `at` to the name.
     fn key(&mut self, key: Item, at: usize, name: &mut String) -> Result<(), String> {
-        // Two objects of one class are distinct keys, and nothing more is known of them.
+        // Two objects of one class are distinct keys; nothing else distinguishes them.
         if let Some(Node::Object(_) | Node::Foreign(_)) = self.pickled.node(key) {
             let class = self.class(key);
             spend(&mut self.text, class.len())?;

@@ -13,7 +13,7 @@ const ALIGNMENT: u64 = 64;
 const WIDE: u64 = 0xffff_ffff;
 /// Flags: the checksum follows the bytes, and names are UTF-8.
 const FLAGS: u16 = 0x0808;
-/// A constant date, 1 January 1980, so that the same content gives the same file.
+/// A constant date, 1 January 1980, so that the same content produces the same file.
 const DATE: u16 = 0x21;
 
 struct Entry {

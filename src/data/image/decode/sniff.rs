@@ -29,7 +29,7 @@ impl FileFormat {
     /// Detects the format from the first bytes of a file, ignoring its name.
     ///
     /// # Errors
-    /// What the file is instead, as a message without the file name.
+    /// The actual format of the file, as a message without the file name.
     pub fn of(bytes: &[u8]) -> Result<Self, String> {
         if bytes.is_empty() {
             return Err("the file is empty (0 bytes)".to_owned());
@@ -45,7 +45,7 @@ impl FileFormat {
         })
     }
 
-    /// The usual extension of the format, without the dot.
+    /// The common extension of the format, without the dot.
     pub fn ending(self) -> &'static str {
         match self {
             Self::Jpeg => "jpg",

@@ -56,7 +56,7 @@ pub struct Heads {
     pub key_mask: Option<Vec<bool>>,
 }
 
-/// What the backward pass needs besides inputs and output.
+/// Values that the backward pass needs in addition to inputs and output.
 pub struct Saved {
     /// The maximum of each query's logits and `1 / Σ exp(logit − maximum)`, `[B, H, L, 2]`; −∞ and 0 if it has no
     /// keys. Two values, because the log-sum-exp would lose digits where logits reach 100.

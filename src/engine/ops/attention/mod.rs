@@ -131,7 +131,7 @@ enum Mask {
     Text(Tensor),
 }
 
-/// What the backward pass needs besides sources and result.
+/// Values that the backward pass needs in addition to sources and result.
 enum Kept {
     Host(Saved),
     /// Statistics of the rows of logits: see [`cuda::DeviceAttention::rows_len`].
@@ -259,8 +259,8 @@ fn append_tokens(before: &Tensor, after: &Tensor) -> Result<Tensor> {
     )
 }
 
-/// Cross-attention to the text: `q` `[B, L, C]`, `kv` `[B, T, 2C]`, `mask` `[B, T]` u32 (only 1 attends; a sample
-/// without keys gives zeros) to `[B, L, C]`.
+/// Cross-attention to the text: `q` `[B, L, C]` and `kv` `[B, T, 2C]` to `[B, L, C]`. Queries attend to the keys whose
+/// entry in `mask`, `[B, T]` u32, is 1. The result is zero for a sample without such keys.
 ///
 /// # Errors
 /// If the sizes do not match.

@@ -52,7 +52,7 @@ struct LayerNorm {
     slot: Slot,
 }
 
-/// What the backward pass needs besides the modulation.
+/// Values that the backward pass needs in addition to the modulation.
 enum Saved {
     /// On the host: the normalized rows, and `1 / √(variance + ε)` per row.
     Normalized { output: Tensor, inverse_deviation: Tensor },

@@ -144,7 +144,7 @@ pub(crate) fn own_samples(parts: &Tensor) -> Option<usize> {
     (parts.shape().len() == 3).then(|| parts.dim(0))
 }
 
-/// The owner of the rows of a condition, from its shape: a leaf does not know whether it is per-sample.
+/// The owner of the rows of a condition, from its shape: a leaf does not record whether it is per-sample.
 fn own_rows(condition: &Var) -> RowOwner {
     match own_samples(condition.value()) {
         Some(_) => condition.owner(),

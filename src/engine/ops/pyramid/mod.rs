@@ -55,7 +55,7 @@ struct Scale {
     up: Option<Bicubic>,
 }
 
-/// What the rows of a scale show in a network's input.
+/// The content of a scale's rows in a network's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
     /// The reconstruction from the coarser scales: for a network that predicts the scale's own codes.

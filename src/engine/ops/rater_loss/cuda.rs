@@ -64,7 +64,7 @@ pub fn rater_loss_backward(
 }
 
 /// Subtracts the mean of the constants and, with `deviation`, divides by their standard deviation; `[B]`. Values that
-/// are not finite stay as they are and do not count.
+/// are not finite are unchanged and do not count.
 ///
 /// # Errors
 /// If the sizes do not match or the device fails.

@@ -101,7 +101,7 @@ fn narrowed(factor: f64) -> f32 {
 }
 
 /// Subtracts the mean of a batch's constants and, with `deviation`, divides by their standard deviation (all zeros if
-/// it is 0). Values that are not finite stay as they are and do not count.
+/// it is 0). Values that are not finite are unchanged and do not count.
 ///
 /// # Errors
 /// If a device fails.

@@ -341,7 +341,7 @@ fn chunks(tiles: usize, samples: usize) -> usize {
     // Relative time if one tile and sample take 1: the rounds of the busiest multiprocessor, with shorter chunks.
     let time = |chunks: usize| (tiles * chunks).div_ceil(MULTIPROCESSORS) as f64 / chunks as f64;
     (2..=MAX_CHUNKS.min(samples)).fold(1, |best, chunks| {
-        // Each chunk's sum is written and read once more.
+        // More chunks must pay for themselves: each chunk's sum is written and read again.
         if time(chunks) < 0.9 * time(best) { chunks } else { best }
     })
 }
