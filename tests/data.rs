@@ -78,7 +78,7 @@ fn a_missing_table_is_an_error() {
     let message = read(&folder.path().join("none.csv")).unwrap_err().to_string();
     assert!(message.contains("cannot read") && message.contains("none.csv"), "{message}");
     let message = read(folder.path()).unwrap_err().to_string();
-    assert!(message.contains("is a folder, not a table"), "{message}");
+    assert!(message.contains("is a folder; pass the table that lists the images"), "{message}");
 }
 
 #[test]

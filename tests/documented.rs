@@ -256,8 +256,10 @@ fn run(document: &str, used: &mut Used) -> Vec<String> {
         }
         if written.starts_with("alchemist-engine demo") {
             // The commands that follow need not take 2,400 records.
-            fs::remove_dir_all(folder.join("runs/demo/data")).unwrap();
-            write_data(&folder.join("runs/demo/data"), FlawShares::default());
+            let out = written.split_once("--out ").map_or("runs/demo", |(_, rest)| rest);
+            let data = folder.join(out.split_whitespace().next().unwrap()).join("data");
+            fs::remove_dir_all(&data).unwrap();
+            write_data(&data, FlawShares::default());
         }
     }
     faults

@@ -61,11 +61,8 @@ fn a_corpus_is_rated_from_rust() {
         command.arg(&data.train_csv).arg(&run).args(sets);
         printed(command.output().unwrap())
     };
-    let first = rate(&["pn=1_2_3", "depth=1", "proxy_width=64", "raterDepth=1", "bs=8", "ep=2"]);
-    assert!(
-        first.contains(" of the rater alone) on 40 training and 8 validation records (0 skipped)"),
-        "{first}"
-    );
+    let first = rate(&["pn=1_2_3", "depth=1", "proxy_width=64", "raterDepth=1", "bs=8", "crossfit.epochs=2"]);
+    assert!(first.contains(" steps of the rater on 48 records (0 skipped)"), "{first}");
     assert!(first.contains("48 rows in = 48 scored + 0 failed"), "{first}");
     let (_, lists) = first.split_once("\nbest\n").unwrap();
     let (best, worst) = lists.split_once("\nworst\n").unwrap();
@@ -77,7 +74,7 @@ fn a_corpus_is_rated_from_rust() {
     assert!(all.is_sorted_by(|one, other| one >= other) && all[0] > all[19], "{first}");
     // The run is there now: it is loaded, and rates as before.
     let again = rate(&[]);
-    assert!(!again.contains(" steps on "), "{again}");
+    assert!(!again.contains(" steps of "), "{again}");
     assert!(first.ends_with(&again), "{again}");
     let output = example("rate").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -52,9 +52,9 @@ pub struct ReportArguments {
 /// user interrupts.
 pub(super) fn run(arguments: ReportArguments, interrupt: &Interrupt) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| arguments.of.join("report.html"));
-    let inputs = [Some(&arguments.of), arguments.ratings.as_ref(), arguments.data.as_ref()];
-    let inputs: Vec<PathBuf> =
-        inputs.into_iter().flatten().flat_map(|path| CorpusFiles::inputs(path, None)).collect();
+    let mut inputs: Vec<PathBuf> =
+        [Some(&arguments.of), arguments.ratings.as_ref()].into_iter().flatten().cloned().collect();
+    inputs.extend(arguments.data.iter().flat_map(|path| CorpusFiles::inputs(path, None)));
     if !arguments.of.exists() {
         return Err(Error::input(
             &arguments.of,

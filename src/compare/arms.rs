@@ -429,6 +429,7 @@ mod tests {
             ("alignment", "alignment", "adamw", "regression", true),
             ("alignment-sgd", "alignment", "sgd", "regression", false),
             ("gain", "gain", "sgd", "regression", false),
+            ("norm-gain", "norm-gain", "sgd", "regression", false),
         ] {
             let expected = format!("rule={rule} rule_geometry={geometry} rater_objective={objective} ");
             let found = keys(RaterRule::named(name));
@@ -439,17 +440,17 @@ mod tests {
         assert!(
             names
                 .join(" ")
-                .starts_with("loss excess-weights excess alignment-weights alignment alignment-sgd gain")
+                .starts_with("loss excess-weights excess alignment-weights alignment alignment-sgd gain gain-rater norm-gain norm-gain-rater")
         );
         assert!(names.join(" ").ends_with(
-            "plain-loss gradient-norm inner-product inner-product-sgd excess-loss caption-gain clarity frequency \
+            "plain-loss gradient-norm inner-product inner-product-sgd excess-loss clarity frequency \
              edge-density resolution caption-length"
         ));
     }
 
     #[test]
     fn every_rule_can_be_made_of_a_configuration_of_every_other() {
-        let unlike = r#"{"rule_scaling": "center", "rater_only_epochs": 0}"#;
+        let unlike = r#"{"rule": "excess", "rule_scaling": "center", "rater_only_epochs": 0}"#;
         for rater in RaterRule::all() {
             let base = Config::parse("unlike", unlike, &[]).unwrap();
             let text = base.to_json().to_string();

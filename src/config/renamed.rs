@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn stored_configurations_are_migrated_and_others_are_refused() {
         let before = json!({
-            "rater_teaching": "weights", "rule_scaling": "centre", "compat": {"clip_grey16": true}, "bs": 4
+            "rule": "excess", "rater_teaching": "weights", "rule_scaling": "centre", "compat": {"clip_grey16": true}, "bs": 4
         });
         let text = before.to_string();
         assert_eq!(first_former(&before).unwrap(), "rater_teaching is now rater_objective");

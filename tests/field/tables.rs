@@ -161,7 +161,10 @@ fn what_is_no_table_is_named_wherever_a_table_is_given() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("x.png"), "").unwrap();
     let message = open(folder.path()).unwrap_err().to_string();
-    assert!(message.contains("folder, not a table") && message.contains("lists the images"), "{message}");
+    assert!(
+        message.contains("a folder of images without captions") && message.contains("metadata.csv"),
+        "{message}"
+    );
     let twins = place.path().join("twins.csv");
     for (text, word) in [
         (",,id,image,caption\n1,2,3,4,5\n", "columns 1 and 2 have no name"),
