@@ -1,5 +1,5 @@
-//! Rates a corpus from Rust: trains a rater on it, or loads the run if there is one, rates every pair, and prints the ten
-//! best-rated and the ten worst-rated pairs. `KEY=VALUE` sets a key of the configuration, as `--set` does.
+//! Rates a corpus from Rust. Trains a rater on it, unless there is a run already, rates every pair, and prints the ten
+//! best-rated and the ten worst-rated pairs. `KEY=VALUE` sets a key of the configuration, like `--set`.
 //!
 //! ```sh
 //! cargo run --release --example rate -- corpus.csv runs/mine ep=2
@@ -22,7 +22,7 @@ use alchemist_engine::{
     training::run_directory::{Existing, RunDirectory},
 };
 
-/// How many pairs of either end are printed.
+/// The number of pairs that are printed from each end of the ranking.
 const SHOWN: usize = 10;
 
 fn main() -> ExitCode {
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn rate(corpus: &Path, run: &Path, sets: &[String]) -> Result<()> {
-    // `Interrupt::from_signals` would stop at Ctrl-C with everything saved. `()` shows no progress.
+    // `Interrupt::from_signals` would save everything and stop on Ctrl-C. `()` reports no progress.
     let interrupt = Interrupt::default();
     let text = include_str!("../configs/demo.json");
     let data = format!("data_args.train_csv_path={}", corpus.display());

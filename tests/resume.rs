@@ -574,7 +574,7 @@ fn a_run_names_what_was_changed_since_it_was_begun() {
         let (image, other) = (work.path("data/train/000005.png"), work.path("data/train/000006.png"));
         let original = fs::read(&image).unwrap();
         fs::copy(&other, &image).unwrap();
-        refused(&["train.csv, line 7", "000005.png gives other tokens", "--out"]);
+        refused(&["train.csv, line 7", "000005.png has other tokens", "--out"]);
         fs::remove_file(&image).unwrap();
         refused(&["train.csv, line 7", "000005.png can no longer be used"]);
         fs::write(&image, original).unwrap();

@@ -190,7 +190,7 @@ fn a_wrong_caption_is_found_among_nearly_equal_ones_or_refused() {
     let found = sources(&flaws, &["A dog.", "a dog", "the dog, a", "a  DOG"]).unwrap();
     assert_eq!(found, [Some(2), None, None, None]);
     let message = sources(&flaws, &["A dog.", "a dog", "dog a", "a  DOG"]).unwrap_err().to_string();
-    assert!(message.contains("every caption says the same"), "{message}");
+    assert!(message.contains("all captions are the same"), "{message}");
     let message = sources(&flaws, &["one"]).unwrap_err().to_string();
     assert!(message.contains("4 flaws for 1 captions"), "{message}");
     assert!(sources(&[Flaw::Duplicate], &["alone"]).is_err());

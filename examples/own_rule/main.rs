@@ -1,5 +1,6 @@
-//! Trains a rater with a rule of one's own, the one of docs/rules.md, on generated scenes and their captions, and prints the
-//! pairs by rating, with the rule's constant of each: the lower it is, the higher is the rating that the rater learns.
+//! Trains a rater with a custom rule, the example of docs/rules.md, on generated scenes and their captions. Prints the
+//! pairs by rating, with the rule's constant of each: the lower the constant, the higher the rating that the rater
+//! learns.
 //!
 //! ```sh
 //! cargo run --release --example own_rule
@@ -59,14 +60,14 @@ fn main() -> Result<()> {
     let encoded = |from: usize| -> Result<Batch> {
         let codes = tokenizer.encode(&stack(&images[from..from + PAIRS])?)?;
         let captions: Vec<&str> = captions[from..from + PAIRS].iter().map(String::as_str).collect();
-        // What the proxy reads, and what the rater reads.
+        // The inputs of the proxy and of the rater.
         batch(codes, &captions, &tokenizer, &text)?
             .with_input(quantizer)?
             .with_reach(quantizer, Reach::Through)
     };
     let mut pairs = MicroBatch { train: encoded(0)?, validation: encoded(PAIRS)?, prior: None };
 
-    // Both networks, and the rule. A rule that is used without its entry in the table is the same rule.
+    // Both networks, and the rule, which need not be in the table of rules.
     let (codes, channels) = (quantizer.vocabulary(), quantizer.channels());
     let proxy = Proxy::new(&config.proxy_backbone(codes, channels, text.channels()), DType::F32, 1)?;
     let rater = Rater::new(&config.rater_backbone(codes, channels, text.channels()), DType::F32, 2)?;
@@ -74,7 +75,7 @@ fn main() -> Result<()> {
     let mut bilevel = Bilevel::new(proxy, rater, AdamWSettings::default(), settings);
 
     let rates = StepRates { upper_level_weight: 0.5, learning_rate: 1e-3, weight_decay: 0.0, warm_up: false };
-    // The rater regresses on the negative constant of each pair, standardized by those of the step before.
+    // The rater is fitted to the negative constant of each pair, standardized with the statistics of the previous step.
     let (mut mean, mut inverse_deviation) = (0.0, 0.0);
     let (mut ratings, mut constants) = (Vec::new(), Vec::new());
     for step in 0..STEPS {

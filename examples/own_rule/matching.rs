@@ -1,4 +1,4 @@
-//! The example of docs/rules.md, as it stands there.
+//! The example of docs/rules.md, copied unchanged.
 
 use alchemist_engine::{
     Result,

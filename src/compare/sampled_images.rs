@@ -62,7 +62,7 @@ impl SampledImages {
         records.retain(|record| tokens.contains(&record.image));
         if request.count < 2 || request.count > records.len() {
             return Err(Error::not_enough_data(format!(
-                "cannot generate {} images from {} held-out captions; give 2 or more, at most one per caption",
+                "cannot generate {} images from {} held-out captions; pass 2 or more, at most one per caption",
                 request.count,
                 records.len()
             )));

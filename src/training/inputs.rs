@@ -83,7 +83,7 @@ impl Inputs {
             let was = match (of(&stored.rows), of(&now.rows)) {
                 (0, _) => "could not be used when the run started, and can be now",
                 (_, 0) => "can no longer be used",
-                _ => "gives other tokens than when the run started",
+                _ => "has other tokens than when the run started",
             };
             return Err(record.origin.refuse(format!("the image {} {was}; {hint}", record.image)));
         }

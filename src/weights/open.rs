@@ -170,7 +170,7 @@ fn single(path: &Path) -> Result<Contents> {
 fn unknown(bytes: &[u8]) -> String {
     let known: [(&[u8], &str); 3] = [
         (b"\x89HDF", "an HDF5 file, as Keras writes; export the weights as safetensors"),
-        (b"GGUF", "a GGUF file; take the model's safetensors or PyTorch weights instead"),
+        (b"GGUF", "a GGUF file; use the model's safetensors or PyTorch weights instead"),
         (&[0x1f, 0x8b], "a gzip archive; unpack it first"),
     ];
     if let Some((_, what)) = known.iter().find(|(begins, _)| bytes.starts_with(begins)) {

@@ -78,7 +78,7 @@ impl Weights {
                 let others: Vec<String> = fitting.map(|(key, _)| key).collect();
                 if !others.is_empty() {
                     tracing::warn!(
-                        "{}: the weights below {key} are taken; there are others below {} (`convert --within` takes them)",
+                        "{}: using the weights under {key}; there are others under {} (select them with `convert --within`)",
                         self.path().display(),
                         others.join(", ")
                     );

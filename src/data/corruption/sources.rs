@@ -93,7 +93,7 @@ fn other_caption<S: AsRef<str>>(record: usize, captions: &[S], random: &mut Rand
     let around = (0..captions.len()).map(|step| (start + step) % captions.len());
     fallback.or_else(|| around.into_iter().find(|&other| word_set(other) != own)).ok_or_else(|| {
         Error::not_enough_data(
-            "every caption says the same, so none can be wrong; set the share of `wrong_caption` to 0",
+            "all captions are the same, so none can be wrong; set the share of `wrong_caption` to 0",
         )
     })
 }

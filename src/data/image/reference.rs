@@ -70,7 +70,7 @@ impl ImageRef {
         twice(read).map_err(|error| self.unreadable(&error))
     }
 
-    /// Its length in bytes, unless only reading it tells.
+    /// Its length in bytes, if it is known without reading.
     fn length(&self) -> Result<Option<u64>> {
         match twice(|| self.file.kind()).map_err(|error| self.unreadable(&error))? {
             Kind::File(stamp) => Ok(Some(stamp.bytes)),

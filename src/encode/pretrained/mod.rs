@@ -168,7 +168,7 @@ impl Pretrained {
         }
         if words.largest_id() as usize >= network.vocabulary() {
             return refuse(format!(
-                "the tokenizer gives ids up to {}, but the encoder knows {} only; they belong to different models",
+                "the tokenizer has ids up to {}, but the encoder has only {}; they belong to different models",
                 words.largest_id(),
                 network.vocabulary()
             ));
@@ -333,7 +333,7 @@ fn expect_end(words: &TextTokenizer, end: Option<u32>, folder: &Folder) -> Resul
     Err(Error::Checkpoint {
         path: folder.model.join("config.json"),
         message: format!(
-            "eos_token_id is {end}, but the tokenizer in {} never gives that id; they belong to different models",
+            "eos_token_id is {end}, but the tokenizer in {} never produces that id; they belong to different models",
             folder.tokenizer.display()
         ),
     })
@@ -394,7 +394,7 @@ pub(super) fn expect_finite(
     match first_not_finite(x.as_slice()?, sample) {
         None => Ok(()),
         Some(at) => Err(Error::not_finite(format!(
-            "{part} gives numbers that are not finite for {}; its weights are damaged or of another model",
+            "{part} outputs values that are not finite for {}; its weights are damaged or belong to another model",
             name(at)
         ))),
     }

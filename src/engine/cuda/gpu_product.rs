@@ -125,7 +125,7 @@ fn phrase(error: CublasError) -> String {
         sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED => {
             "cuBLASLt has no algorithm for these types, sizes and addresses".to_owned()
         }
-        _ => format!("cuBLASLt says {error}"),
+        _ => format!("cuBLASLt reports {error}"),
     }
 }
 

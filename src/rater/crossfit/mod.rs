@@ -102,7 +102,7 @@ impl<'a> CrossFit<'a> {
         let (groups, grouped) = self.folds.grouped();
         if groups > 0 {
             progress.note(&format!(
-                "{grouped} records are near-duplicates of another one, in {groups} groups; a fold holds whole groups"
+                "{grouped} records are near-duplicates of another one, in {groups} groups; all of a group are in the same fold"
             ));
         }
         let mut measured = vec![None; self.data.train.len()];

@@ -118,7 +118,7 @@ impl Description {
         let path = folder.join(CACHE);
         if !path.is_file() {
             return Err(Error::invalid(format!(
-                "{} contains no token cache (there is no {CACHE} in it); make one with `encode --out {0}`, or go without: \
+                "{} contains no token cache (there is no {CACHE} in it); create it with `encode --out {0}`, or use none: \
                  --set token_cache=",
                 folder.display()
             )));
@@ -157,7 +157,7 @@ impl Description {
         let found: Self = serde_json::from_slice(&text).map_err(none)?;
         let text = found.text.as_ref();
         if text.is_some_and(|text| text.tokens > MOST_TOKENS || text.channels > MOST_CHANNELS) {
-            return Err(damaged(&path, "gives more tokens or channels per caption than any encoder has"));
+            return Err(damaged(&path, "has more tokens or channels per caption than any encoder"));
         }
         Ok(found)
     }
