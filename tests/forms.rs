@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use alchemist_engine::data::{ColumnNames, Corpus, Record, corpus::CorpusForm};
+use alchemist_engine::data::{ColumnNames, Corpus, Record, corpus::CorpusFormat};
 use made::{Column, Made, Pair, archive, every, gzipped, pairs, parquet};
 use serde_json::json;
 use workplace::Workplace;
@@ -415,6 +415,6 @@ fn what_does_not_fit_is_refused_by_name() {
     fs::copy(place.path("csv/c.csv"), place.path("c.parquet")).unwrap();
     assert_eq!(read(&place.path("c.parquet")).len(), 40);
     let refused =
-        Corpus::open_as(place.path("csv/c.csv"), &ColumnNames::default(), Some(CorpusForm::Parquet));
+        Corpus::open_as(place.path("csv/c.csv"), &ColumnNames::default(), Some(CorpusFormat::Parquet));
     assert!(refused.unwrap_err().to_string().contains("Parquet"));
 }

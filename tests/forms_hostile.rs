@@ -11,7 +11,7 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 use alchemist_engine::{
     Error,
-    data::{ColumnNames, Corpus, Record, corpus::CorpusForm},
+    data::{ColumnNames, Corpus, Record, corpus::CorpusFormat},
 };
 use made::{archive, gzipped, pairs};
 use parquet::{
@@ -257,7 +257,7 @@ fn pipes_and_devices_are_refused_without_being_opened() {
         assert!(Command::new("mkfifo").arg(place.path(name)).status().unwrap().success());
     };
     pipe("p.tar");
-    for form in CorpusForm::ALL {
+    for form in CorpusFormat::ALL {
         let found = Corpus::open_as(place.path("p.tar"), &ColumnNames::default(), Some(form));
         let error = found.unwrap_err().to_string();
         assert!(error.contains("p.tar") && error.contains("is not a"), "{form}: {error}");
@@ -392,13 +392,13 @@ fn a_form_that_does_not_fit_is_named() {
     fs::create_dir(place.path("two")).unwrap();
     fs::write(place.path("two/metadata.csv"), "file_name,text\n").unwrap();
     fs::write(place.path("two/metadata.jsonl"), "{}\n").unwrap();
-    let says = |data: &str, form: Option<CorpusForm>, words: &[&str]| {
+    let says = |data: &str, form: Option<CorpusFormat>, words: &[&str]| {
         let found =
             Corpus::open_as(place.path(data), &ColumnNames::default(), form).and_then(Corpus::read_all);
         let error = found.unwrap_err().to_string();
         words.iter().for_each(|word| assert!(error.contains(word), "`{word}` is missing in: {error}"));
     };
-    use CorpusForm::{Csv, ImageFolder, JsonLines, Parquet, WebDataset};
+    use CorpusFormat::{Csv, ImageFolder, JsonLines, Parquet, WebDataset};
     says("c.tar", Some(JsonLines), &["is WebDataset by its content", "leave out --format"]);
     says("c.tar", Some(Parquet), &["is WebDataset by its content"]);
     says("data/train.csv", Some(WebDataset), &["is not a tar archive", "--format"]);

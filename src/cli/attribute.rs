@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     cli::watch::Counted,
     config::Geometry,
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -40,7 +40,7 @@ pub struct AttributeArguments {
     pub validation: PathBuf,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

@@ -13,7 +13,7 @@ use crate::{
         markdown::markdown,
     },
     config::Config,
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -39,7 +39,7 @@ pub struct CompareArguments {
     pub held_out: Option<PathBuf>,
     /// Read all three as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// Directory of the comparison. The same command resumes it, also with more seeds, shares, ratings or samplers.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     cli::watch::Counted,
     config::Config,
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -33,7 +33,7 @@ pub struct EncodeArguments {
     pub data: Vec<PathBuf>,
     /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT", requires = "data")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// Directory of the cache. The same command resumes it, and recomputes damaged shards.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

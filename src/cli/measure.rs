@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     data::{
         ColumnNames, Preprocess,
-        corpus::{CorpusForm, files::CorpusFiles},
+        corpus::{CorpusFormat, files::CorpusFiles},
     },
     error::{Error, Result},
     files::write_atomic,
@@ -35,7 +35,7 @@ pub struct MeasureArguments {
     reference: Option<PathBuf>,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    format: Option<CorpusForm>,
+    format: Option<CorpusFormat>,
     /// Features of the Fréchet distances: tokenizer, clip, inception (the distance is then FID).
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "tokenizer")]
     features: Vec<Features>,

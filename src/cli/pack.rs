@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
-    data::{ColumnNames, corpus::CorpusForm},
+    data::{ColumnNames, corpus::CorpusFormat},
     error::Result,
     interrupt::Interrupt,
     select::formats::{Format, PackJob, SHARD, pack},
@@ -20,7 +20,7 @@ pub struct PackArguments {
     pub data: PathBuf,
     /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    pub data_format: Option<CorpusForm>,
+    pub data_format: Option<CorpusFormat>,
     /// csv, parquet, imagefolder (Hugging Face; images copied), imagefolder-links, webdataset (tar shards), or uids
     /// (DataComp's .npy). csv and parquet reference the images without reading them.
     #[arg(long, value_name = "FORMAT")]

@@ -8,7 +8,7 @@ use crate::{
     cli::{flaws::shares, watch::Counted},
     data::{
         ColumnNames, Preprocess,
-        corpus::CorpusForm,
+        corpus::CorpusFormat,
         corruption::{
             FlawShares, Mixture,
             plant::{PlantSettings, plant},
@@ -27,7 +27,7 @@ pub struct PlantArguments {
     pub data: PathBuf,
     /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// Directory for the copy: corpus.csv with the columns flaw and flaw_source, and images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{
     cli::watch::Counted,
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -28,7 +28,7 @@ pub struct ScoreArguments {
     pub data: PathBuf,
     /// Read the corpus as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     interrupt::Interrupt,
     report::text_table::TextTable,
     select::{
@@ -55,7 +55,7 @@ pub struct SelectArguments {
     pub data: Option<PathBuf>,
     /// Read --data as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT", requires = "data")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// The id column. If there is no column `id`: one of the common names (key, uid), or else the image's path.
     #[arg(long, value_name = "NAME", default_value = "id")]
     pub id_column: String,

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::{
     cli::watch::Watch,
     config::Config,
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     engine::cuda::DeviceChoice,
     error::{Error, Result},
     interrupt::Interrupt,
@@ -30,7 +30,7 @@ pub struct TrainArguments {
     pub validation: Option<PathBuf>,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
     #[arg(long, value_name = "FORMAT")]
-    pub format: Option<CorpusForm>,
+    pub format: Option<CorpusFormat>,
     /// Override a key of the configuration, with dots for nested keys; may be repeated: --set ep=3 --set columns.id=key
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

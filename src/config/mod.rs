@@ -26,7 +26,7 @@ pub use rules::{Geometry, RaterObjective, RuleEntry, RuleSettings, Scaling};
 pub use schedule::ScheduleShape;
 
 use crate::{
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     encode::pretrained,
     engine::{DType, cuda::DeviceChoice, ops::pyramid::Reach},
     error::{Error, Result},
@@ -105,7 +105,7 @@ pub struct DataConfig {
     /// The folder of a token cache, see [`tokens::cache`](crate::tokens::cache).
     pub token_cache: Option<PathBuf>,
     /// The formats of corpora, by path; those of others are detected.
-    pub forms: BTreeMap<PathBuf, CorpusForm>,
+    pub forms: BTreeMap<PathBuf, CorpusFormat>,
 }
 
 impl DataConfig {

@@ -6,7 +6,7 @@ use super::Config;
 use crate::{
     data::{
         ColumnNames, Corpus, Preprocess,
-        corpus::{CorpusForm, RELEASED_EMPTY_CAPTION, files::CorpusFiles},
+        corpus::{CorpusFormat, RELEASED_EMPTY_CAPTION, files::CorpusFiles},
     },
     error::Result,
 };
@@ -36,7 +36,7 @@ impl Config {
     }
 
     /// Sets the format of the corpus at `path`, if one is given.
-    pub(crate) fn read_as(&mut self, path: &Path, form: Option<CorpusForm>) {
+    pub(crate) fn read_as(&mut self, path: &Path, form: Option<CorpusFormat>) {
         if let Some(form) = form {
             self.data.forms.insert(path.to_path_buf(), form);
         }

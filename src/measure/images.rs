@@ -12,7 +12,7 @@ use crate::{
     data::{
         ColumnNames, Corpus, ImageRef, Location, Origin, Record,
         corpus::{
-            CorpusForm,
+            CorpusFormat,
             delimited::{DelimitedTable, Read},
             files::CorpusFiles,
         },
@@ -66,7 +66,7 @@ pub fn images(path: &Path, columns: &ColumnNames, skip_bad_rows: bool) -> Result
 pub fn images_as(
     path: &Path,
     columns: &ColumnNames,
-    form: Option<CorpusForm>,
+    form: Option<CorpusFormat>,
     skip_bad_rows: bool,
 ) -> Result<Vec<MeasuredImage>> {
     if form.is_some() || !path.is_dir() {
@@ -96,7 +96,7 @@ pub fn images_as(
 fn of_table(
     path: &Path,
     columns: &ColumnNames,
-    form: Option<CorpusForm>,
+    form: Option<CorpusFormat>,
     skip_bad_rows: bool,
 ) -> Result<Vec<MeasuredImage>> {
     if CorpusFiles::of(path, form)?.one_csv() == Some(path) {

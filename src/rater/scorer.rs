@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     data::{
         Record,
-        corpus::{CorpusForm, columns::absent, moved_paths::MovedPaths},
+        corpus::{CorpusFormat, columns::absent, moved_paths::MovedPaths},
     },
     engine::{DType, Parameters, Purpose, Random, Tape, Tensor, cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
@@ -52,7 +52,7 @@ pub struct ScoreRequest {
     /// The corpus.
     pub corpus: PathBuf,
     /// The format of the corpus; `None` to detect it.
-    pub form: Option<CorpusForm>,
+    pub form: Option<CorpusFormat>,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
     /// The name of the rating column.

@@ -16,7 +16,7 @@ use super::ratings::{NumberHeader, NumberWriter};
 use crate::{
     data::{
         ColumnNames, Corpus, ImageRef, Record,
-        corpus::{CorpusForm, Schema, files::CorpusFiles, image_folders, moved_paths::absolute_path},
+        corpus::{CorpusFormat, Schema, files::CorpusFiles, image_folders, moved_paths::absolute_path},
         image::decode::{self, SNIFFED_BYTES},
         location::{EMPTY_PATH, not_local},
     },
@@ -77,7 +77,7 @@ pub struct PackJob {
     /// The subset: a CSV written by `select`, or any corpus.
     pub subset: PathBuf,
     /// The format of the subset; `None` to detect it.
-    pub form: Option<CorpusForm>,
+    pub form: Option<CorpusFormat>,
     /// Names of its columns.
     pub columns: ColumnNames,
     /// Skips malformed rows and counts them as unusable records.

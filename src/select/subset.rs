@@ -17,7 +17,7 @@ use crate::{
     data::{
         ColumnNames, Corpus, Location,
         corpus::{
-            CorpusForm,
+            CorpusFormat,
             columns::{IMAGE_NAMES, absent, find_id, find_image},
             delimited::{DelimitedTable, Read as RowRead, Skipped},
             files::CorpusFiles,
@@ -54,7 +54,7 @@ pub struct SubsetJob {
     /// The corpus, to copy its rows: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
     /// The format of the corpus; `None` to detect it.
-    pub form: Option<CorpusForm>,
+    pub form: Option<CorpusFormat>,
     /// Name of the column of captions of a corpus that is not one CSV.
     pub caption_column: String,
     /// Whether to replace existing outputs.

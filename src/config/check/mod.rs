@@ -15,7 +15,7 @@ use super::{
     source::Source,
 };
 use crate::{
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
     engine::{DType, cuda::DeviceChoice},
     error::{Error, Result},
     models::{Initialization, Rope},
@@ -319,7 +319,7 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
         if name.is_empty() { checker.refuse(field, "must not be empty") } else { Ok(name) }
     };
     let form = Checker::text(raw, &KEY.data_format);
-    let form: Option<CorpusForm> = match form.as_str() {
+    let form: Option<CorpusFormat> = match form.as_str() {
         "" => None,
         name => match name.parse() {
             Ok(form) => Some(form),

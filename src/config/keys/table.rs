@@ -22,7 +22,7 @@ use crate::{
         HEAD_WIDTH,
         rules::{Geometry, NAMES, RaterObjective, Scaling},
     },
-    data::corpus::CorpusForm,
+    data::corpus::CorpusFormat,
 };
 
 const LMDB: Honored = Only("`[]`: use a CSV");
@@ -351,7 +351,7 @@ keys! {
 
     keys {
         /// format of the training and the validation set; empty: detected by content
-        data_format: Text = Is(""), OneOf(&CorpusForm::KEYS), Yes, Harmless;
+        data_format: Text = Is(""), OneOf(&CorpusFormat::KEYS), Yes, Harmless;
         /// count a malformed row (unbalanced quotes, wrong number of fields, invalid UTF-8, no id) as a failed record
         /// instead of ending the job
         skip_bad_rows: Flag = Is(false), Any, Yes, Results;

@@ -98,7 +98,7 @@ fn text(start: &[u8]) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// Describes a folder that contains no corpus of the wanted form, with a hint.
+/// Describes a folder that contains no corpus in the given format, with a hint.
 pub(super) fn folder(path: &Path) -> String {
     let names: Vec<String> = fs::read_dir(path)
         .into_iter()

@@ -12,7 +12,7 @@ use super::{
     delimited::ending_of,
     file_kind::{IMAGE_ENDINGS, folder},
     folder::ImageFolder,
-    form::CorpusForm,
+    format::CorpusFormat,
     pattern::{braces, expand, is_pattern},
 };
 use crate::{
@@ -24,8 +24,8 @@ use crate::{
 /// The files of a corpus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CorpusFiles {
-    /// The form of all of them.
-    pub(super) form: CorpusForm,
+    /// The format of all of them.
+    pub(super) form: CorpusFormat,
     /// The files, in reading order; never empty.
     pub(super) files: Vec<Location>,
     /// The folder that relative image paths start at.
@@ -33,11 +33,11 @@ pub(crate) struct CorpusFiles {
 }
 
 impl CorpusFiles {
-    /// The files that `path` stands for, of this form, or of the form that the first one has.
+    /// The files that `path` stands for, in this format, or in the format of the first one.
     ///
     /// # Errors
     /// If there is none, one is listed twice, or a folder cannot be read or contains no corpus.
-    pub(crate) fn of(path: &Path, form: Option<CorpusForm>) -> Result<Self> {
+    pub(crate) fn of(path: &Path, form: Option<CorpusFormat>) -> Result<Self> {
         let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
         if path.is_dir() {
             let (form, files) = in_folder(path, form)?;
@@ -62,7 +62,7 @@ impl CorpusFiles {
         let first = Location::from(first.as_path());
         let form = match form {
             Some(form) => form.expect(&first)?,
-            None => CorpusForm::of_file(&first)?,
+            None => CorpusFormat::of_file(&first)?,
         };
         Ok(Self { form, files: paths.into_iter().map(Location::from).collect(), folder })
     }
@@ -70,12 +70,12 @@ impl CorpusFiles {
     /// The table of a corpus that is one file of delimited text, whose rows can be copied byte for byte.
     pub(crate) fn one_csv(&self) -> Option<&Path> {
         match &self.files[..] {
-            [only] if self.form == CorpusForm::Csv => Some(only.as_path()),
+            [only] if self.form == CorpusFormat::Csv => Some(only.as_path()),
             _ => None,
         }
     }
 
-    /// Says once what the corpus was taken for, unless it is a plain table.
+    /// Prints the detected format once, unless it is a plain table.
     pub(super) fn tell(&self, path: &Path) {
         let codec = self.files[0].codec().ok().flatten();
         if self.one_csv() == Some(path) && codec.is_none() {
@@ -89,7 +89,7 @@ impl CorpusFiles {
     /// The paths of everything in the corpus that an output must not replace or become part of: `path` itself, its files, and
     /// what its wildcards or its folder stand for. Those of a corpus that cannot be read are left to its reader, which says
     /// why.
-    pub(crate) fn inputs(path: &Path, form: Option<CorpusForm>) -> Vec<PathBuf> {
+    pub(crate) fn inputs(path: &Path, form: Option<CorpusFormat>) -> Vec<PathBuf> {
         let mut inputs = vec![path.to_path_buf()];
         if path.is_dir() || !path.exists() {
             let files = Self::of(path, form).map(|found| found.files).unwrap_or_default();
@@ -126,9 +126,9 @@ fn expect_distinct(paths: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
-/// The form of the corpus in a folder, and its files sorted by name, byte by byte. Names that start with `_` or `.` are
+/// The format of the corpus in a folder, and its files sorted by name, byte by byte. Names that start with `_` or `.` are
 /// metadata of the program that wrote the folder (`_SUCCESS`, `_metadata`) and are skipped.
-fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<PathBuf>)> {
+fn in_folder(path: &Path, form: Option<CorpusFormat>) -> Result<(CorpusFormat, Vec<PathBuf>)> {
     let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
     let mut files = Vec::new();
     let mut other = false;
@@ -143,19 +143,19 @@ fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<P
         }
     }
     files.sort();
-    let tables = |form: CorpusForm, endings: &[&str]| {
+    let tables = |form: CorpusFormat, endings: &[&str]| {
         let found = files.iter().filter(|file| endings.contains(&ending_of(file).as_str()));
         Some((form, found.cloned().collect::<Vec<_>>())).filter(|(_, found)| !found.is_empty())
     };
-    let csv = || tables(CorpusForm::Csv, &["csv", "tsv", "tab"]);
-    let json_lines = || tables(CorpusForm::JsonLines, &["jsonl", "ndjson"]);
+    let csv = || tables(CorpusFormat::Csv, &["csv", "tsv", "tab"]);
+    let json_lines = || tables(CorpusFormat::JsonLines, &["jsonl", "ndjson"]);
     let web_dataset = || {
-        // `.tar`, `.tar.gz` and `.tgz`; beside them img2dataset leaves tables of what it fetched.
+        // `.tar`, `.tar.gz` and `.tgz`. img2dataset also writes a table of the downloads for each.
         let found = files.iter().filter(|file| {
             let name = file.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
             ending_of(file) == "tar" || name.ends_with(".tgz")
         });
-        Some((CorpusForm::WebDataset, found.cloned().collect::<Vec<_>>()))
+        Some((CorpusFormat::WebDataset, found.cloned().collect::<Vec<_>>()))
             .filter(|(_, found)| !found.is_empty())
     };
     // Hugging Face's image folder: a table that lists the images.
@@ -165,20 +165,20 @@ fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<P
         METADATA.iter().find_map(|&(form, name)| Some((form, vec![named(name)?])))
     };
     let captioned = || match ImageFolder::has_captions(path) {
-        Ok(true) => Some((CorpusForm::ImageFolder, vec![path.to_path_buf()])),
+        Ok(true) => Some((CorpusFormat::ImageFolder, vec![path.to_path_buf()])),
         _ => None,
     };
-    let parquet = || tables(CorpusForm::Parquet, &["parquet"]);
+    let parquet = || tables(CorpusFormat::Parquet, &["parquet"]);
     expect_one_metadata(path, &files)?;
     let found = match form {
-        Some(CorpusForm::ImageFolder) => {
-            metadata().or_else(|| Some((CorpusForm::ImageFolder, vec![path.to_path_buf()])))
+        Some(CorpusFormat::ImageFolder) => {
+            metadata().or_else(|| Some((CorpusFormat::ImageFolder, vec![path.to_path_buf()])))
         }
-        Some(CorpusForm::Parquet) => parquet(),
-        Some(CorpusForm::WebDataset) => web_dataset(),
-        Some(CorpusForm::Csv) => csv(),
-        Some(CorpusForm::JsonLines) => json_lines(),
-        // A table beside other files lists them; only a folder of nothing else is a table in parts.
+        Some(CorpusFormat::Parquet) => parquet(),
+        Some(CorpusFormat::WebDataset) => web_dataset(),
+        Some(CorpusFormat::Csv) => csv(),
+        Some(CorpusFormat::JsonLines) => json_lines(),
+        // A table among other files lists them; only a folder of tables alone is a table in parts.
         None => metadata()
             .or_else(web_dataset)
             .or_else(parquet)
@@ -186,7 +186,7 @@ fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<P
             .or_else(captioned),
     };
     let found = found.ok_or_else(|| refuse(folder(path)))?;
-    if matches!(found.0, CorpusForm::WebDataset | CorpusForm::Parquet) {
+    if matches!(found.0, CorpusFormat::WebDataset | CorpusFormat::Parquet) {
         let images = files.iter().filter(|file| IMAGE_ENDINGS.contains(&ending_of(file).as_str())).count();
         if images > 0 {
             warn_once(format!(
@@ -199,10 +199,10 @@ fn in_folder(path: &Path, form: Option<CorpusForm>) -> Result<(CorpusForm, Vec<P
 }
 
 /// The tables that list the images of a folder, in the convention of Hugging Face.
-const METADATA: [(CorpusForm, &str); 3] = [
-    (CorpusForm::Csv, "metadata.csv"),
-    (CorpusForm::JsonLines, "metadata.jsonl"),
-    (CorpusForm::Parquet, "metadata.parquet"),
+const METADATA: [(CorpusFormat, &str); 3] = [
+    (CorpusFormat::Csv, "metadata.csv"),
+    (CorpusFormat::JsonLines, "metadata.jsonl"),
+    (CorpusFormat::Parquet, "metadata.parquet"),
 ];
 
 /// Fails if a folder has several tables that list its images.

@@ -1,4 +1,4 @@
-//! A corpus in a folder of images, each with its caption in a text file of the same name beside it: `IMAGE.jpg` and
+//! A corpus in a folder of images, each with its caption in a text file of the same name: `IMAGE.jpg` and
 //! `IMAGE.txt`. Subfolders are included. An image without a text file has an empty caption.
 
 use std::{
@@ -53,7 +53,7 @@ impl ImageFolder {
         })
     }
 
-    /// Whether an image in the folder has a caption beside it.
+    /// Whether an image in the folder has a caption.
     ///
     /// # Errors
     /// If it cannot be read.

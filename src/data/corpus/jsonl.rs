@@ -29,11 +29,11 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Lines whose keys become columns.
+/// Number of lines whose keys become columns.
 const SCANNED_LINES: usize = 1000;
 /// Size of the read buffer.
 const BUFFER_BYTES: usize = 1 << 18;
-/// Keys outside the columns that are named in a warning.
+/// Number of keys outside the columns that are named in a warning.
 const NAMED_KEYS: usize = 16;
 
 /// A value as text: whether it is a list or an object, and the text.
@@ -57,7 +57,7 @@ impl Text {
     /// The text, unless it is a list or an object.
     ///
     /// # Errors
-    /// What it is.
+    /// `a list` or `an object`.
     pub(super) fn scalar(&self) -> Result<&str, &'static str> {
         match (self.nested, self.text.starts_with('[')) {
             (false, _) => Ok(&self.text),
@@ -110,7 +110,7 @@ impl Object {
     }
 }
 
-/// How to write a line as JSON Lines that is not one object.
+/// A hint for a line that is not one object.
 fn how_to_write(line: &[u8]) -> &'static str {
     match line.trim_ascii_start().first() {
         Some(b'{') => "JSON Lines have one whole object per line (jq -c . FILE)",

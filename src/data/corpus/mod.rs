@@ -1,7 +1,7 @@
-//! The corpus: records of an id, an image and a caption, streamed in constant memory from any supported form.
+//! The corpus: records of an id, an image and a caption, streamed in constant memory in any supported format.
 //!
-//! All other code reads a [`Corpus`]. A form is an implementation of `TableReader`, which reads one file, and a line in
-//! [`form`]; the files of a corpus are read one after another.
+//! All other code reads a [`Corpus`]. A format is an implementation of `TableReader`, which reads one file, and a line in
+//! [`format`](mod@format); the files of a corpus are read one after another.
 
 pub mod columns;
 mod csv;
@@ -9,7 +9,7 @@ pub mod delimited;
 pub mod file_kind;
 pub(crate) mod files;
 mod folder;
-pub mod form;
+pub mod format;
 mod jsonl;
 pub mod moved_paths;
 pub(crate) mod parquet;
@@ -30,7 +30,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 pub use columns::ColumnNames;
-pub use form::CorpusForm;
+pub use format::CorpusFormat;
 pub use reader::{Cursor, Origin, Schema};
 use shards::CorpusReader;
 use webdataset::PATH;
@@ -104,7 +104,7 @@ pub struct RecordBatch {
 pub struct Corpus {
     reader: CorpusReader,
     names: ColumnNames,
-    form: Option<CorpusForm>,
+    form: Option<CorpusFormat>,
     ahead: VecDeque<Record>,
     /// The record after the last batch, and its position.
     peeked: Option<(Cursor, Record)>,
@@ -115,20 +115,20 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Opens the corpus at `path`, as the form that it has, and reads its schema. The path is that of a file, a folder,
+    /// Opens the corpus at `path`, in the format that it is detected to have, and reads its schema. The path is that of a file, a folder,
     /// a brace list or a wildcard pattern.
     ///
     /// # Errors
-    /// If it does not exist, has an unsupported form, has no records, or lacks one of the columns.
+    /// If it does not exist, has an unsupported format, has no records, or lacks one of the columns.
     pub fn open(path: impl AsRef<Path>, names: &ColumnNames) -> Result<Self> {
         Self::open_as(path, names, None)
     }
 
-    /// Like [`open`](Self::open), but as `form`, if one is given.
+    /// Like [`open`](Self::open), but in this format, if one is given.
     ///
     /// # Errors
-    /// See [`open`](Self::open); also if it is not of that form.
-    pub fn open_as(path: impl AsRef<Path>, names: &ColumnNames, form: Option<CorpusForm>) -> Result<Self> {
+    /// See [`open`](Self::open); also if it is in another format.
+    pub fn open_as(path: impl AsRef<Path>, names: &ColumnNames, form: Option<CorpusFormat>) -> Result<Self> {
         Ok(Self {
             reader: CorpusReader::open(path.as_ref(), names, form)?,
             names: names.clone(),
@@ -319,7 +319,7 @@ impl Corpus {
         }
         let Some(earlier) = self.earlier(record)? else { return Ok(()) };
         let (id, location) = (&record.id, earlier.relative_to(&record.origin));
-        let of_keys = self.reader.files().form == CorpusForm::WebDataset;
+        let of_keys = self.reader.files().form == CorpusFormat::WebDataset;
         Err(record.origin.refuse(match self.schema().ids_are_paths {
             false if of_keys => format!(
                 "the id `{id}` is already {location}; ids must be unique, and keys may repeat between shards: take the \

@@ -1,4 +1,4 @@
-//! The interface between the forms of corpora and the code that reads them: `TableReader` and its types.
+//! The interface between the formats of corpora and the code that reads them: `TableReader` and its types.
 
 use std::{fmt, path::Path, str::FromStr, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Reads one file of a corpus row by row: the only interface between a form of corpora and the code that reads them.
+/// Reads one file of a corpus row by row: the only interface between a format and the code that reads them.
 /// The order of rows is deterministic.
 ///
 /// A row is text in named columns. The text of an image is its path relative to the folder of the file; the path of an

@@ -10,7 +10,7 @@ use super::{
     columns::{Columns, ID_NAMES},
     delimited::{Malformed, Read},
     files::CorpusFiles,
-    form::CorpusForm,
+    format::CorpusFormat,
     reader::{Cursor, Schema, TableReader},
     rows::MAX_ROW_BYTES,
 };
@@ -24,7 +24,7 @@ use crate::{
     jobs::marker::expect_settled,
 };
 
-/// Upper bound on the text of records that are read together, but for the last one: rows may be long.
+/// Upper bound on the text of records that are read together, except for the last one.
 const MOST_TEXT_BYTES: usize = 64 << 20;
 
 /// Upper bound on the text of a row: a table of outputs adds a rating and may make a path longer.
@@ -42,9 +42,9 @@ pub(super) struct CorpusReader {
     /// Index of the file being read.
     shard: usize,
     file: Arc<Location>,
-    /// What relative image paths are beside: the file, or something in the folder that is read as a file.
+    /// The location whose folder relative image paths start at: the file, or a name in the folder that is read as a file.
     beside: Location,
-    /// The folder of the file relative to that of the corpus, if it is another one; with `/` at the end.
+    /// The folder of the file relative to that of the corpus, with a trailing `/`; empty if they are the same.
     prefix: String,
     schema: Schema,
     columns: Columns,
@@ -56,11 +56,11 @@ pub(super) struct CorpusReader {
 }
 
 impl CorpusReader {
-    /// Opens the corpus at `path`, which is read as `form`, or as what it is.
+    /// Opens the corpus at `path`, in this format, or in the one that is detected.
     ///
     /// # Errors
-    /// If a file is missing or of another form, there are no rows, or one of the columns is missing.
-    pub(super) fn open(path: &Path, names: &ColumnNames, form: Option<CorpusForm>) -> Result<Self> {
+    /// If a file is missing or in another format, there are no rows, or one of the columns is missing.
+    pub(super) fn open(path: &Path, names: &ColumnNames, form: Option<CorpusFormat>) -> Result<Self> {
         let files = CorpusFiles::of(path, form)?;
         for file in &files.files {
             expect_settled(file.as_path())?;
@@ -127,9 +127,9 @@ impl CorpusReader {
         &self.schema
     }
 
-    /// Reads until there are `most` records: fewer at the end of a shard or if their text is long, none at the end of the
-    /// corpus. `records` are the ones of this shard that were read already. A malformed record is an error or, with `skip_malformed`, a record
-    /// that says so. After an error, nothing more is returned.
+    /// Reads until there are `most` records. Returns fewer at the end of a shard or if their text is long, and none at the end
+    /// of the corpus. `records` are records of this shard that were read before. A malformed record is an error or, with
+    /// `skip_malformed`, a record with the reason. After an error, nothing more is returned.
     ///
     /// # Errors
     /// If reading fails, or a record is malformed.
@@ -291,7 +291,7 @@ fn text_bytes(record: &Record) -> usize {
     record.caption.len() + record.fields.iter().map(String::len).sum::<usize>()
 }
 
-/// What is to be put before relative paths in a file so that they start at `folder`.
+/// The prefix that makes relative paths in a file start at `folder`.
 fn prefix_of(file: &Location, folder: &Path) -> Result<String> {
     let own = folder_of(file.as_path());
     match own.strip_prefix(folder) {

@@ -38,7 +38,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Samples whose keys become columns.
+/// Number of samples whose keys become columns.
 const SCANNED_SAMPLES: usize = 256;
 /// Upper bound on a caption or on `.json`.
 const MOST_TEXT_BYTES: u64 = 16 << 20;
@@ -49,12 +49,12 @@ const IMAGE_ENDINGS: [&str; 14] =
 const KEY: &str = "__key__";
 /// The name of the column of paths that are ids.
 pub(super) const PATH: &str = "__path__";
-/// What is put before a key of `.json` whose name is taken.
+/// Prefix of a key of `.json` whose name is taken.
 const JSON: &str = "json.";
-/// Keys outside the columns that are named in a warning.
+/// Number of keys outside the columns that are named in a warning.
 const NAMED_KEYS: usize = 16;
 
-/// What a column is read from.
+/// The source of a column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Key,
@@ -65,7 +65,7 @@ enum Source {
     Json(String),
 }
 
-/// A sample as its members were read.
+/// The members of a sample that were read.
 #[derive(Default)]
 struct Sample {
     key: String,
@@ -76,7 +76,7 @@ struct Sample {
     text: Option<String>,
     json: Vec<(String, super::jsonl::Text)>,
     endings: HashSet<String>,
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     malformed: Option<String>,
 }
 
@@ -91,7 +91,7 @@ pub(super) struct WebDataset {
     sources: Vec<Source>,
     /// The columns that keys of `.json` go to.
     json_columns: HashMap<String, usize>,
-    /// The extension that images have, if it is not any.
+    /// The extension of images, if it was given.
     image_ending: Option<String>,
     /// Keys of `.json` that must be plain text.
     plain: Vec<String>,
@@ -102,7 +102,7 @@ pub(super) struct WebDataset {
 }
 
 impl WebDataset {
-    /// Opens a shard. Its columns are `header`, or else what its first samples have.
+    /// Opens a shard. Its columns are `header`, or else those of its first samples.
     ///
     /// # Errors
     /// If it is not a regular file, cannot be read or is no tar.

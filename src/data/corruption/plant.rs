@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Error, Result,
     data::{
-        corpus::{ColumnNames, Corpus, CorpusForm, Record, Schema, files::CorpusFiles, image_folders},
+        corpus::{ColumnNames, Corpus, CorpusFormat, Record, Schema, files::CorpusFiles, image_folders},
         image::{
             loader::Loader,
             preprocess::{Preprocess, SquareImage, write_png},
@@ -45,7 +45,7 @@ pub struct PlantSettings {
     /// The corpus.
     pub corpus: PathBuf,
     /// The format of the corpus; `None` to detect it.
-    pub form: Option<CorpusForm>,
+    pub form: Option<CorpusFormat>,
     /// Its columns.
     pub columns: ColumnNames,
     /// Counts malformed rows as failed records.

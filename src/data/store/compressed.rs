@@ -67,7 +67,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
             if read > 0 || buffer.is_empty() {
                 return Ok(read);
             }
-            // A failure to read what follows ends the stream, and is not taken for its end.
+            // A failure to read what follows ends the stream, and does not count as its end.
             let input = member.get_mut();
             loop {
                 let next = input.fill_buf()?;

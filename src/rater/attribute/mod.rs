@@ -21,7 +21,7 @@ use crate::{
     config::{Config, Geometry},
     data::{
         Record,
-        corpus::{CorpusForm, files::CorpusFiles},
+        corpus::{CorpusFormat, files::CorpusFiles},
     },
     engine::{Tensor, cuda::Device},
     error::{Error, Result},
@@ -59,7 +59,7 @@ pub struct AttributeRequest {
     /// The validation set, whose mean loss is attributed.
     pub validation: PathBuf,
     /// The format of the corpus and of the validation set; `None` to detect them.
-    pub form: Option<CorpusForm>,
+    pub form: Option<CorpusFormat>,
     /// The table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
     /// The geometry of the inner products.

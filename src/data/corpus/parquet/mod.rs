@@ -1,4 +1,4 @@
-//! A corpus in Parquet: of image paths, or with the images' bytes inside.
+//! A corpus in Parquet: image paths, or embedded images.
 //!
 //! Columns within structs are named `STRUCT.FIELD`; a struct with a field `bytes`, as Hugging Face `datasets` writes
 //! images, is a column of images under its own name. Lists, and bytes other than the images, are left out. The bytes are
@@ -38,7 +38,7 @@ use crate::{
 
 /// Rows decoded per batch.
 const BATCH_ROWS: usize = 256;
-/// Rows searched for a value from which to tell bytes from text.
+/// Number of rows from which bytes are told from text.
 const SNIFFED_ROWS: usize = 256;
 
 /// An error about a Parquet file.
@@ -139,7 +139,7 @@ impl ParquetTable {
         Ok(table)
     }
 
-    /// Finds the columns; returns the names of those that are left out.
+    /// Finds the columns; returns the names of those that are dropped.
     fn find_columns(&mut self, names: &ColumnNames) -> Result<Vec<String>, ParquetError> {
         let schema = self.file.metadata().file_metadata().schema_descr_ptr();
         let mut left_out = Vec::new();

@@ -110,7 +110,7 @@ impl Cells {
         })
     }
 
-    /// Opens a cell. If it is null, but the field `path` beside its field `bytes` is not, the file at that path.
+    /// Opens a cell. If it is null, but the field `path` of the same struct is not, the file at that path.
     pub(super) fn cell(&self, within: &str, from: u64) -> io::Result<Box<dyn Readable>> {
         let (leaf, row) = self.look(within)?;
         if let Some(value) = self.value(leaf, row)? {

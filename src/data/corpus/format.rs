@@ -1,4 +1,4 @@
-//! The forms of corpora, and how each is opened.
+//! The formats of corpora, and how each is opened.
 
 use std::{fmt, io::Read as _, str::FromStr};
 
@@ -24,12 +24,12 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Bytes from which the form of a file is recognized.
+/// Bytes from which the format of a file is detected.
 const SNIFFED_BYTES: u64 = 1 << 12;
 
 /// How a corpus is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CorpusForm {
+pub enum CorpusFormat {
     /// Delimited text with a header.
     Csv,
     /// JSON Lines.
@@ -38,19 +38,19 @@ pub enum CorpusForm {
     Parquet,
     /// Tar archives of images and captions.
     WebDataset,
-    /// A folder of images, with a table that lists them or a text file beside each.
+    /// A folder of images, with a table that lists them or a text file for each.
     ImageFolder,
 }
 
-impl CorpusForm {
-    /// All forms.
+impl CorpusFormat {
+    /// All formats.
     pub const ALL: [Self; 5] =
         [Self::Csv, Self::JsonLines, Self::Parquet, Self::WebDataset, Self::ImageFolder];
 
-    /// The values of the key `data_format`: no form, then all.
+    /// The values of the key `data_format`: empty for detection, then all formats.
     pub(crate) const KEYS: [&'static str; 6] = ["", "csv", "jsonl", "parquet", "webdataset", "imagefolder"];
 
-    /// The name of the form, as in `--format`.
+    /// The name, as in `--format`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Csv => "csv",
@@ -61,7 +61,7 @@ impl CorpusForm {
         }
     }
 
-    /// What a corpus of so many files of this form is, for messages.
+    /// Describes a corpus of so many files in this format, for messages.
     pub(super) fn describe(self, files: usize) -> String {
         let one = match self {
             Self::Csv => "delimited text",
@@ -73,7 +73,7 @@ impl CorpusForm {
         if files == 1 { one.to_owned() } else { format!("{files} files of {one}") }
     }
 
-    /// What relative image paths in a file are beside.
+    /// The location whose folder relative image paths in a file start at.
     pub(super) fn beside(self, file: &Location) -> Location {
         match self {
             // The file is the folder itself.
@@ -87,7 +87,7 @@ impl CorpusForm {
         matches!(self, Self::WebDataset | Self::Parquet | Self::ImageFolder)
     }
 
-    /// Recognizes the form of a file by its first bytes, decompressed if it is compressed.
+    /// Detects the format of a file from its first bytes, after decompression.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -110,10 +110,10 @@ impl CorpusForm {
         })
     }
 
-    /// This form, unless the file is clearly of another.
+    /// Returns this format, unless the file is clearly in another one.
     ///
     /// # Errors
-    /// If the file cannot be read or is of another form.
+    /// If the file cannot be read or is in another format.
     pub(super) fn expect(self, at: &Location) -> Result<Self> {
         let found = Self::of_file(at)?;
         let refuse = |message: String| Error::Table { path: at.as_path().to_path_buf(), line: None, message };
@@ -121,7 +121,7 @@ impl CorpusForm {
             (Self::ImageFolder, _) => Err(refuse(
                 "is not a folder, so it cannot be read as imagefolder; leave out --format".to_owned(),
             )),
-            // Anything that is nothing else may be delimited text, and its reader says what it is.
+            // Anything that is nothing else may be delimited text, and its reader names what is wrong.
             (_, Self::Csv) | (Self::WebDataset, _) => Ok(self),
             _ if found == self => Ok(self),
             _ => Err(refuse(format!(
@@ -131,10 +131,10 @@ impl CorpusForm {
         }
     }
 
-    /// Opens a file of this form. With `header`, it must have these columns.
+    /// Opens a file in this format. With `header`, it must have these columns.
     ///
     /// # Errors
-    /// If the file is missing or of another form, or has other columns.
+    /// If the file is missing, is in another format or has other columns.
     pub(super) fn open(
         self,
         at: &Location,
@@ -182,13 +182,13 @@ fn difference(ours: &[String], theirs: &[String]) -> Option<String> {
     }
 }
 
-impl fmt::Display for CorpusForm {
+impl fmt::Display for CorpusFormat {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
 }
 
-impl FromStr for CorpusForm {
+impl FromStr for CorpusFormat {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
