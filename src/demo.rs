@@ -190,11 +190,11 @@ fn write(
     sync_tree(&data)?;
     let quoted =
         |path: &Path| path_text(path.to_path_buf()).map(|text| serde_json::Value::from(text).to_string());
-    let own = [
-        format!("data_args.train_csv_path={}", quoted(&data_set.train_csv)?),
-        format!("data_args.val_csv_path={}", quoted(&data_set.validation_csv)?),
-        format!("seed={seed}"),
-    ];
+    let mut own =
+        vec![format!("data_args.train_csv_path={}", quoted(&data_set.train_csv)?), format!("seed={seed}")];
+    if !demo_config(sets)?.training.rule.rule.needs().caption_gain {
+        own.push(format!("data_args.val_csv_path={}", quoted(&data_set.validation_csv)?));
+    }
     let config = demo_config(&[&own, sets.as_slice()].concat())?;
     let directory = RunDirectory::create(&run_folder, &config, Existing::Refuse)?;
     let mut curves = Curves { inner: progress, points: [const { Vec::new() }; 3] };

@@ -1,8 +1,9 @@
 //! Selects the text-image pairs that are worth training a text-to-image model on.
 //!
-//! A small *rater* is trained jointly with a small text-to-image *proxy* by meta-gradients. The rater then scores every
-//! pair of a corpus, and a selection strategy such as Shift-Gsample keeps the informative part ([Alchemist, arXiv
-//! 2512.16905](https://arxiv.org/abs/2512.16905)). Training runs on the CPU, or on a GPU with this crate's CUDA kernels.
+//! Small text-to-image *proxies* evaluate the pairs that they have not been trained on, or a small *rater* is trained
+//! jointly with a proxy by meta-gradients ([Alchemist, arXiv 2512.16905](https://arxiv.org/abs/2512.16905)). Every pair of a
+//! corpus gets a rating, and a selection strategy keeps a part of it. Training runs on the CPU, or on a GPU with this crate's
+//! CUDA kernels.
 //!
 //! Most users want the command-line program, `alchemist-engine`. This library is for programs that rate corpora
 //! themselves, and for experiments with new rules: see [Where to start](#where-to-start).

@@ -83,7 +83,7 @@ const BEFORE: &[(&str, &str, &str)] = &[
     (
         "alchemist-engine train --config configs/demo.json --data images",
         "alchemist-engine pack --data corpus.csv --format imagefolder --out images && rm images/metadata.jsonl && \
-         for image in images/images/*; do echo a caption > ${image%.*}.txt; done",
+         for image in images/images/*; do echo a caption of $image > ${image%.*}.txt; done",
         "the reader's own images",
     ),
 ];

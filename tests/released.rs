@@ -41,6 +41,7 @@ impl Workplace {
             "patch_nums": sizes["patch_nums"],
             "ckpt_path": fixture("vqvae_tiny/vqvae_tiny.pth"),
             "text_encoder": {"tokens": sizes["T"], "channels": sizes["in_dim_cross"]},
+            "rule": "excess",
             "bs": 8,
             "ep": 1,
             "workers": 1,

@@ -58,6 +58,11 @@ impl RaterRule {
         panic!("the table of rules has no rater of this name")
     }
 
+    /// Whether the run is cross-fitted, so that it has no validation set.
+    pub(crate) fn is_cross_fitted(self) -> bool {
+        RULES[self.rule].needs().caption_gain
+    }
+
     /// The name of the ratings by the rater alone, if the run measures others.
     fn by_rater(self) -> Option<&'static str> {
         RULES[self.rule].by_rater

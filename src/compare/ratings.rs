@@ -131,7 +131,10 @@ impl<'a> Ratings<'a> {
         let mut keys = rule.keys(self.config);
         keys.extend([
             path_key("data_args.train_csv_path", self.pool.0)?,
-            path_key("data_args.val_csv_path", self.validation)?,
+            match rule.is_cross_fitted() {
+                true => "data_args.val_csv_path=".to_owned(),
+                false => path_key("data_args.val_csv_path", self.validation)?,
+            },
             path_key("token_cache", self.cache)?,
             // The tables of a comparison are its own.
             "data_format=".to_owned(),

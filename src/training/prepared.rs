@@ -68,6 +68,15 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     }
 }
 
+/// Whether a run has validation records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Validation {
+    /// It has: those of the configuration, or some that are held out.
+    Needed,
+    /// It has none: cross-fitted proxies evaluate the records of each other.
+    Unused,
+}
+
 /// Prepares the data and encoders of a run; encoders compute on the device if there is one.
 ///
 /// # Errors
@@ -75,6 +84,7 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
 pub(crate) fn prepare(
     config: &Config,
     directory: &RunDirectory,
+    validation: Validation,
     device: Option<&Device>,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
@@ -94,10 +104,10 @@ pub(crate) fn prepare(
     let tokenize = Tokenize { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
     let mut train = EncodedCorpus::encode(tokenize, records, &mut images, interrupt, progress)?;
     expect_usable(table, &train, directory)?;
-    let by_gain = config.training.rule.rule.needs().caption_gain;
+    let unused = validation == Validation::Unused;
     let named = match &config.data.validation {
         None => None,
-        Some(path) if by_gain => {
+        Some(path) if unused => {
             tracing::warn!(
                 "{}: not read, because the rule `{}` needs no validation set",
                 path.display(),
@@ -124,7 +134,7 @@ pub(crate) fn prepare(
     expect_inputs(config, directory, &train, named.as_ref())?;
     let (validation, note) = match named {
         Some((_, validation)) => (validation, None),
-        None if by_gain => (train.split_off(0, config.seed), None),
+        None if unused => (train.split_off(0, config.seed), None),
         None => {
             let share = config.data.validation_portion.unwrap_or(DEFAULT_VALIDATION_PORTION);
             let count = ((train.len() as f64 * share).round() as usize).max(config.training.batch);

@@ -223,7 +223,7 @@ impl CorpusReader {
                 record if row_bytes(&record) <= MOST_ROW_BYTES => record,
                 // No table that has it could be read again.
                 _ => {
-                    let message = format!("the text of its columns is longer than 16 MiB");
+                    let message = "the text of its columns is longer than 16 MiB".to_owned();
                     let row = Malformed { line: self.table.number(), message };
                     match skip_malformed {
                         true => self.malformed(row),

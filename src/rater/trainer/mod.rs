@@ -25,7 +25,7 @@ use crate::{
     training::{
         checkpoint,
         optimizer::AdamWSettings,
-        prepared::{Prepared, prepare},
+        prepared::{Prepared, Validation, prepare},
         released,
         run_directory::{Journal, RunDirectory},
         schedule::Plan,
@@ -110,6 +110,21 @@ impl std::fmt::Display for TrainSummary {
     }
 }
 
+/// The results of cross-fitting; empty without it.
+#[derive(Default)]
+struct Evaluated {
+    folds: Vec<(FoldProxySummary, usize)>,
+    captions: Option<CaptionSignal>,
+}
+
+/// Whether the rule of the run has validation records.
+fn validation(config: &Config) -> Validation {
+    match config.training.rule.rule.needs().caption_gain {
+        true => Validation::Unused,
+        false => Validation::Needed,
+    }
+}
+
 /// The parts of a run.
 struct Run<'a> {
     config: &'a Config,
@@ -139,7 +154,7 @@ pub fn train(
     }
     // An unusable device ends the run before the data is read.
     let device = config.device.open()?;
-    let data = prepare(config, directory, device.as_ref(), interrupt, progress)?;
+    let data = prepare(config, directory, validation(config), device.as_ref(), interrupt, progress)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let run = Run { config, directory, data, plan, on_device: device.is_some() };
     let saved = checkpoint::Checkpoint::newest(&directory.checkpoints())?;
@@ -210,7 +225,7 @@ pub fn train(
             return Err(Error::Interrupted { saved });
         }
     }
-    let (folds, captions) =
+    let evaluated =
         run.evaluate_captions(cross_fit.as_ref(), &mut samples, &mut journal, interrupt, progress)?;
     if let Some(plan) = own_plan.filter(|_| step < whole) {
         train_rater(&run, &plan, (&mut bilevel, &samples), &mut journal, step, interrupt, progress)?;
@@ -227,8 +242,8 @@ pub fn train(
         failed: run.data.failed(),
         tokenizer: run.data.fit.clone(),
         last,
-        folds,
-        captions,
+        folds: evaluated.folds,
+        captions: evaluated.captions,
         gains: run.is_crossfitted().then(|| directory.gains()),
         figures,
     })
@@ -383,8 +398,7 @@ impl Run<'_> {
         interrupt.while_reading(NO_STEP, new).map(Some)
     }
 
-    /// Evaluates the captions of all training records, writes the table of gains and sets the rater's targets. Returns
-    /// the summaries of the folds: none without folds.
+    /// Evaluates all training records with cross-fitted proxies, writes the table of gains and sets the rater's targets.
     fn evaluate_captions(
         &self,
         cross_fit: Option<&CrossFit<'_>>,
@@ -392,13 +406,13 @@ impl Run<'_> {
         journal: &mut Journal,
         interrupt: &Interrupt,
         progress: &mut dyn Progress,
-    ) -> Result<(Vec<(FoldProxySummary, usize)>, Option<CaptionSignal>)> {
-        let Some(cross_fit) = cross_fit else { return Ok((Vec::new(), None)) };
+    ) -> Result<Evaluated> {
+        let Some(cross_fit) = cross_fit else { return Ok(Evaluated::default()) };
         let fitted = cross_fit.run(interrupt, progress)?;
         journal.note_gains(fitted.write(self.directory, &self.config.data.id_column, &self.data.train)?);
         samples.settle(&fitted.targets());
         let captions = fitted.caption_signal();
-        Ok((fitted.folds, Some(captions)))
+        Ok(Evaluated { folds: fitted.folds, captions: Some(captions) })
     }
 
     /// Updates of the proxy; those of the rater alone follow.

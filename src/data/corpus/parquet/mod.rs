@@ -38,7 +38,7 @@ use crate::{
 
 /// Rows decoded per batch.
 const BATCH_ROWS: usize = 256;
-/// Number of rows from which bytes are told from text.
+/// Number of rows from which bytes are distinguished from text.
 const SNIFFED_ROWS: usize = 256;
 
 /// An error about a Parquet file.
