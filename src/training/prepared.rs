@@ -70,7 +70,7 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
 
 /// Whether a run has validation records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Validation {
+pub(crate) enum ValidationUse {
     /// It has: those of the configuration, or some that are held out.
     Needed,
     /// It has none: cross-fitted proxies evaluate the records of each other.
@@ -84,7 +84,7 @@ pub(crate) enum Validation {
 pub(crate) fn prepare(
     config: &Config,
     directory: &RunDirectory,
-    validation: Validation,
+    validation: ValidationUse,
     device: Option<&Device>,
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
@@ -104,7 +104,7 @@ pub(crate) fn prepare(
     let tokenize = Tokenize { config, tokenizer: tokenizer.as_ref(), cache: cache.map(AsRef::as_ref) };
     let mut train = EncodedCorpus::encode(tokenize, records, &mut images, interrupt, progress)?;
     expect_usable(table, &train, directory)?;
-    let unused = validation == Validation::Unused;
+    let unused = validation == ValidationUse::Unused;
     let named = match &config.data.validation {
         None => None,
         Some(path) if unused => {

@@ -27,7 +27,7 @@ use crate::{
     training::{
         checkpoint::Checkpoint,
         order::{Order, dropped_captions},
-        prepared::{Prepared, Validation, prepare},
+        prepared::{Prepared, ValidationUse, prepare},
         released,
         run_directory::RunDirectory,
         schedule::{Plan, Rates},
@@ -104,7 +104,7 @@ pub fn fit(
 ) -> Result<FitSummary> {
     // An unusable device ends the run before the data is read.
     let device = config.device.open()?;
-    let data = prepare(config, directory, Validation::Needed, device.as_ref(), interrupt, progress)?;
+    let data = prepare(config, directory, ValidationUse::Needed, device.as_ref(), interrupt, progress)?;
     let plan = Plan::new(config, data.train.len(), data.validation.len())?;
     let quantizer = data.tokenizer.quantizer();
     let saved = Checkpoint::newest(&directory.checkpoints())?;

@@ -25,7 +25,7 @@ use crate::{
     training::{
         checkpoint,
         optimizer::AdamWSettings,
-        prepared::{Prepared, Validation, prepare},
+        prepared::{Prepared, ValidationUse, prepare},
         released,
         run_directory::{Journal, RunDirectory},
         schedule::Plan,
@@ -118,10 +118,10 @@ struct Evaluated {
 }
 
 /// Whether the rule of the run has validation records.
-fn validation(config: &Config) -> Validation {
+fn validation(config: &Config) -> ValidationUse {
     match config.training.rule.rule.needs().caption_gain {
-        true => Validation::Unused,
-        false => Validation::Needed,
+        true => ValidationUse::Unused,
+        false => ValidationUse::Needed,
     }
 }
 
