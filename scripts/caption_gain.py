@@ -73,7 +73,7 @@ def planted(engine: str, arguments: argparse.Namespace, seed: int, folder: Path)
         data = folder / "demo"
         if not (data / "flaws.csv").exists():
             # Only its data set is used, so its networks are as small as they can be.
-            small = ["ep=1", "depth=1", "raterDepth=1", "proxy_width=64", "pn=1_2_3_4_6_8", "rater_only_epochs=0"]
+            small = ["ep=1", "depth=1", "raterDepth=1", "proxy_width=64", "pn=1_2_3_4_6_8", "rule=excess", "rater_only_epochs=0"]
             sets = [word for key in small for word in ("--set", key)]
             run(engine, ["demo", "--seed", str(seed), "--out", str(data), "--overwrite", *flaws, *sets], log)
         return data / "data/train.csv"

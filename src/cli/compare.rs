@@ -61,7 +61,7 @@ pub struct CompareArguments {
         help = format!("Ratings: {}; or all", Rating::listed())
     )]
     pub ratings: Vec<String>,
-    /// Samplers: top-k, block:OFFSET, filter[:WITHIN], gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].
+    /// Samplers: top-k, block:OFFSET, filter, filter:WITHIN, gsample[:MEAN/SIGMA], shift-gsample[:DROP/MEAN/SIGMA].
     #[arg(
         long,
         value_name = "NAME,…",
