@@ -301,6 +301,10 @@ fn records_of_the_run_keep_what_was_measured_and_the_rater_rates_the_others() {
     for (other, rating) in &mixed {
         assert_eq!(*rating == scored[other], other != id, "{other}");
     }
+    let again = ["score", "--checkpoint", "run", "--data", "data/changed.csv", "--out", "warned.csv"];
+    let output = work.program(&again).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("1 of 80 records are not among those of the run"), "{errors}");
     let logit = score("data/changed.csv", "mixed_alone.csv", &["--by-rater"])[id];
     assert!(mixed[id] > 0.0 && mixed[id] < 1.0 && (mixed[id] > 0.5) == (logit > 0.0), "{logit}");
     // A damaged table is refused.

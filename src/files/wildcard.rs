@@ -68,9 +68,11 @@ pub(crate) fn covers(pattern: &Path, output: &Path) -> bool {
     let is_plain = |part: &Component<'_>| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
     let mut parts = pattern.components().peekable();
     let mut folder = PathBuf::new();
-    while let Some(part) = parts.next_if(is_plain) {
+    // A folder that exists under this name is meant literally.
+    while let Some(part) = parts.next_if(|part| is_plain(part) || folder.join(part).is_dir()) {
         folder.push(part);
     }
+    let has_wildcard = parts.peek().is_some();
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
     let Ok(within) = folder.canonicalize().map(|folder| output.strip_prefix(folder).map(Path::to_path_buf))
     else {
@@ -88,7 +90,7 @@ pub(crate) fn covers(pattern: &Path, output: &Path) -> bool {
             return false;
         }
     }
-    pattern.components().any(|part| !is_plain(&part))
+    has_wildcard
 }
 
 #[cfg(test)]
@@ -119,7 +121,9 @@ mod tests {
     fn a_pattern_covers_outputs_that_would_match_it() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().canonicalize().unwrap();
-        std::fs::create_dir_all(folder.join("data/more")).unwrap();
+        for name in ["data/more", "a[1]/b", "a1", "c*/d", "cd"] {
+            std::fs::create_dir_all(folder.join(name)).unwrap();
+        }
         for (pattern, output, covered) in [
             ("data/**", "data/x.csv", true),
             ("data/**", "data/more/x/y.csv", true),
@@ -131,6 +135,12 @@ mod tests {
             ("*/x.csv", "data/x.csv", true),
             ("*/x.csv", "data/y.csv", false),
             ("data/x.csv", "data/x.csv", false),
+            // Folders whose names look like wildcards.
+            ("a[1]/**", "a[1]/x.csv", true),
+            ("a[1]/**", "a1/x.csv", false),
+            ("a[1]/b/*.csv", "a[1]/b/x.csv", true),
+            ("c*/**", "c*/d/x.csv", true),
+            ("c*/**", "cd/x.csv", false),
         ] {
             assert_eq!(covers(&folder.join(pattern), &folder.join(output)), covered, "{pattern} {output}");
         }

@@ -170,6 +170,9 @@ pub fn score(
     parts.complete(Sequence { number: 0, of: 1, rows }, &source, interrupt, progress, |_| {
         Ok(|codes: &Tensor, records: &[&Record]| scorer.measure(codes, records))
     })?;
+    if let Some(measured) = &scorer.measured {
+        measured.warn_of_others();
+    }
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("{rows} rows in {seconds:.2} s, {:.1} rows/s", rows as f64 / seconds.max(1e-9));
     interrupt.while_reading(PARTS_KEPT, || parts.expect_unchanged(&source, &digest))?;

@@ -1,6 +1,10 @@
 //! Looks up the ratings that a run measured by cross-fitting.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{COLUMNS, HeldOut, normal::normal_share};
 use crate::{
@@ -14,6 +18,8 @@ use crate::{
 /// The ratings of a run's training records, by the records' digests.
 pub(crate) struct MeasuredRatings {
     of: HashMap<u64, f64>,
+    /// Records that were found and not found.
+    found: [AtomicU64; 2],
     /// SHA-256 of the table.
     pub(crate) digest: String,
 }
@@ -36,7 +42,20 @@ impl MeasuredRatings {
             of.insert(digest, row.get(1)?.parse().ok()?);
             Some(())
         })?;
-        Ok(Self { of, digest: sha256_of_file(&path)? })
+        Ok(Self { of, found: Default::default(), digest: sha256_of_file(&path)? })
+    }
+
+    /// Warns if the rater rated some of the records.
+    pub(crate) fn warn_of_others(&self) {
+        let [known, others] = self.found.each_ref().map(|count| count.load(Ordering::Relaxed));
+        if others > 0 {
+            tracing::warn!(
+                "{others} of {} records are not among those of the run (another id, caption or image), so the rater rated \
+                 them; its ratings are less spread than measured ones, so do not select from both together, or rate all with \
+                 --by-rater",
+                known + others
+            );
+        }
     }
 
     /// The measured rating of each record of codes `[B, L]`; that of a record that is not in the table is the normal
@@ -55,6 +74,7 @@ impl MeasuredRatings {
             // A run's codes are 16 bits wide.
             let codes = codes.iter().map(|&code| u16::try_from(code).unwrap_or(u16::MAX));
             let known = self.of.get(&record_digest(id, caption, codes));
+            self.found[usize::from(known.is_none())].fetch_add(1, Ordering::Relaxed);
             known.copied().unwrap_or_else(|| normal_share(logit))
         });
         Ok(rated.collect())
