@@ -59,7 +59,11 @@ const CHANGED: &[(&str, &str, &str)] = &[
         "the rule trains the rater last, so not for 0 epochs; a tenth of the time",
     ),
     ("--device cuda", "--device cpu", "a machine may have no GPU"),
-    ("--out runs/int", "--out runs/int --set ep=5000", "it must not end before it is interrupted"),
+    (
+        "--out runs/int",
+        "--out runs/int --set rater_only_epochs=5000",
+        "it must not end before it is interrupted",
+    ),
 ];
 
 /// Commands that are run before the one that begins so, and why the document does not show them.
