@@ -325,8 +325,8 @@ fn skip(input: &mut BufReader<Box<dyn Readable>>, from: u64, to: u64) -> io::Res
     }
 }
 
-/// The name of a member up to the first dot of its last part, by which WebDataset groups members into samples, and what
-/// follows the dot; `None` if there is no dot, or only one in front.
+/// Splits a member's name at the first dot of its last path component into the key of its sample and the extension, as
+/// WebDataset does. `None` if there is no dot, or only a leading one.
 pub fn sample_key(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let base = name.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
     let dot = base + name[base..].iter().position(|&byte| byte == b'.').filter(|&dot| dot > 0)?;
