@@ -45,7 +45,7 @@ fn main() {
         seed: 0,
         out: folder.path().join("subset.csv"),
         data: None,
-        form: None,
+        format: None,
         caption_column: "caption".to_owned(),
         overwrite: false,
     };

@@ -153,9 +153,32 @@ fn mean_over_scales(tokens: &[f64], sides: &[usize]) -> f64 {
     sum / sides.len() as f64
 }
 
-/// The losses of every record with its own and with the empty caption, and the norm of its gradient, under the best weights
-/// of the fold's proxy.
-fn measured(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 3]> {
+/// What a proxy measures of a record.
+struct Seen {
+    own: f64,
+    empty: f64,
+    norm: f64,
+    /// The losses with the captions of the fold's bank, other than its own.
+    others: Vec<f64>,
+}
+
+/// The captions of the bank of a fold.
+fn bank(work: &Workplace, run: &str, fold: &str) -> Vec<String> {
+    let state = work.newest_of(&work.path(run).join("folds").join(fold)).join("state.json");
+    let bytes = fs::read(state).unwrap();
+    let mut values = serde_json::Deserializer::from_slice(&bytes).into_iter::<serde_json::Value>();
+    serde_json::from_value(values.next().unwrap().unwrap()["state"]["bank"].clone()).unwrap()
+}
+
+/// The losses of every record of a table with its own, the empty and the given other captions, and the norm of its
+/// gradient, under the best weights of the fold's proxy.
+fn measured(
+    work: &Workplace,
+    run: &str,
+    table: &str,
+    fold: &str,
+    others: &[String],
+) -> HashMap<String, Seen> {
     let run = work.path(run);
     let config = RunDirectory::config_of(&run).unwrap();
     let tokenizer = load_image_tokenizer(&run.join("image_tokenizer")).unwrap();
@@ -168,17 +191,17 @@ fn measured(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 3]
     restore_weights(&folder, &weights, &mut parameters).unwrap();
     let preprocess = config.preprocess(tokenizer.image_side());
     let mut found = HashMap::new();
-    for record in config.open_corpus(&work.path("data/train.csv")).unwrap() {
+    for record in config.open_corpus(&work.path(table)).unwrap() {
         let record = record.unwrap();
         let image = load_image(&record.image, &preprocess).unwrap();
         let codes = tokenizer.encode(&stack(&[image]).unwrap()).unwrap();
         let input = quantizer.input(&codes).unwrap();
-        let [own, empty] = [record.caption.as_str(), ""].map(|caption| {
+        let loss = |caption: &str| {
             let states = text.encode(&[caption]).unwrap();
             let mut tape = Tape::inference(&parameters);
             let seen = proxy.loss(&mut tape, &input, &states, &codes, 0.0, Mode::Evaluate).unwrap();
             mean_over_scales(&seen.token_loss.to_f64_vec().unwrap(), quantizer.patch_nums())
-        });
+        };
         let states = text.encode(&[&*record.caption]).unwrap();
         let mut tape = Tape::new(&parameters);
         let seen = proxy.loss(&mut tape, &input, &states, &codes, 0.0, Mode::Evaluate).unwrap();
@@ -187,7 +210,10 @@ fn measured(work: &Workplace, run: &str, fold: &str) -> HashMap<String, [f64; 3]
         tape.backward(vec![(&seen.sample_loss, seed)], &[], &mut sum).unwrap();
         let numbers = sum.gradients.iter().flatten().flat_map(|gradient| gradient.to_f64_vec().unwrap());
         let norm = numbers.map(|number| number * number).sum::<f64>().sqrt();
-        found.insert(record.id, [own, empty, norm]);
+        let (own, empty) = (loss(&record.caption), loss(""));
+        let others =
+            others.iter().filter(|other| **other != record.caption).map(|other| loss(other)).collect();
+        found.insert(record.id, Seen { own, empty, norm, others });
     }
     found
 }
@@ -201,9 +227,9 @@ fn gains_are_those_of_the_proxy_that_has_not_seen_the_record() {
     let corpus = rows(&work.path("data/train.csv"));
     let ids = |rows: &[Row]| rows.iter().map(|row| row["id"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&gains), ids(&corpus));
-    let evaluated = ["0", "1"].map(|fold| measured(&work, "run", fold));
+    let evaluated = ["0", "1"].map(|fold| measured(&work, "run", "data/train.csv", fold, &[]));
     for row in &gains {
-        let [own, empty, norm] = evaluated[row["fold"].parse::<usize>().unwrap()][&row["id"]];
+        let Seen { own, empty, norm, .. } = evaluated[row["fold"].parse::<usize>().unwrap()][&row["id"]];
         assert_relative_eq!(number(row, "loss"), own, max_relative = 1e-5);
         assert_relative_eq!(number(row, "gain_empty"), empty - own, epsilon = 1e-5 * own);
         assert!(number(row, "gain_std") > 0.0);
@@ -264,9 +290,10 @@ fn changed(work: &Workplace, id: &str) {
 }
 
 #[test]
-fn records_of_the_run_keep_what_was_measured_and_the_rater_rates_the_others() {
+fn records_of_the_run_keep_what_was_measured_and_the_proxies_rate_the_others() {
     let work = Workplace::new();
-    work.train("run", &["--set", "rule=norm-gain"]);
+    // So many that every record is compared with all captions of the bank.
+    work.train("run", &["--set", "rule=norm-gain", "--set", "crossfit.captions=64"]);
     let score = |data: &str, out: &str, further: &[&str]| -> HashMap<String, f64> {
         let arguments = ["score", "--checkpoint", "run", "--data", data, "--out", out];
         let said = work.finish(&[&arguments[..], further].concat());
@@ -292,21 +319,58 @@ fn records_of_the_run_keep_what_was_measured_and_the_rater_rates_the_others() {
         ranked.sort_by(|one, other| one.partial_cmp(other).unwrap());
         assert!(ranked.is_sorted_by(|one, other| one.1 <= other.1), "{ranked:?}");
     }
-    // The rater's own numbers are other ones; only a record that is not the run's gets them, as a percentile.
+    // The rater's own numbers are other ones.
     let alone = score("data/train.csv", "alone.csv", &["--by-rater"]);
     assert!(alone.iter().filter(|(id, rating)| scored[*id] != **rating).count() > 70);
+    // A record that is not the run's is rated by both proxies, in the same way in any batch.
     let id = gains[7]["id"].as_str();
     changed(&work, id);
     let mixed = score("data/changed.csv", "mixed.csv", &[]);
     for (other, rating) in &mixed {
         assert_eq!(*rating == scored[other], other != id, "{other}");
     }
-    let again = ["score", "--checkpoint", "run", "--data", "data/changed.csv", "--out", "warned.csv"];
-    let output = work.program(&again).output().unwrap();
+    let by_fold = ["0", "1"].map(|fold| {
+        let members: Vec<&Row> = gains.iter().filter(|row| row["fold"] == fold).collect();
+        let found = &measured(&work, "run", "data/changed.csv", fold, &bank(&work, "run", fold))[id];
+        let mean = found.others.iter().sum::<f64>() / found.others.len() as f64;
+        let gain = mean - found.own + found.empty - found.own;
+        let share = |count: usize| count as f64 / members.len() as f64;
+        let gain_of = |row: &Row| number(row, "gain") + number(row, "gain_empty");
+        let low = |one: f64| {
+            share(members.iter().filter(|row| number(row, "gradient_norm") > one).count())
+                .min(share(members.iter().filter(|row| gain_of(row) < gain).count()))
+        };
+        let signal = low(found.norm);
+        // Among the fold's own minima.
+        let below = members.iter().filter(|one| {
+            let norms =
+                members.iter().filter(|row| number(row, "gradient_norm") > number(one, "gradient_norm"));
+            let gains = members.iter().filter(|row| gain_of(row) < gain_of(one));
+            (share(norms.count()) + 0.5 / members.len() as f64)
+                .min(share(gains.count()) + 0.5 / members.len() as f64)
+                < signal
+        });
+        share(below.count())
+    });
+    assert_relative_eq!(mixed[id], f64::midpoint(by_fold[0], by_fold[1]), epsilon = 1e-9);
+    let warned =
+        ["score", "--checkpoint", "run", "--data", "data/changed.csv", "--batch", "3", "--out", "noted.csv"];
+    let output = work.program(&warned).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("1 of 80 records are not among those of the run"), "{errors}");
-    let logit = score("data/changed.csv", "mixed_alone.csv", &["--by-rater"])[id];
-    assert!(mixed[id] > 0.0 && mixed[id] < 1.0 && (mixed[id] > 0.5) == (logit > 0.0), "{logit}");
+    assert_eq!(fs::read(work.path("noted.csv")).unwrap(), fs::read(work.path("mixed.csv")).unwrap());
+    assert_eq!(score("data/changed.csv", "logit.csv", &["--by-rater"]).len(), 80);
+    // What the ratings rest on cannot be changed afterwards.
+    let refuses = |further: &[&str], words: &[&str]| {
+        let arguments = ["score", "--checkpoint", "run", "--data", "data/train.csv", "--out", "refused.csv"];
+        work.refuses(&[&arguments[..], further].concat(), words);
+    };
+    refuses(&["--set", "rule=gain"], &["rule", "was trained with \"norm-gain\""]);
+    refuses(&["--set", "crossfit.captions=2"], &["crossfit", "was trained with 64"]);
+    refuses(&["--set", "seed=7"], &["seed", "was trained with"]);
+    work.train("plain", &["--set", "rule=loss", "--set", "rater_only_epochs=0"]);
+    let plain = ["score", "--checkpoint", "plain", "--data", "data/train.csv", "--out", "refused.csv"];
+    work.refuses(&[&plain[..], &["--by-rater"]].concat(), &["--by-rater", "leave the option out"]);
     // A damaged table is refused.
     let table = fs::read_to_string(work.path("run/gains.csv")).unwrap();
     fs::write(work.path("run/gains.csv"), table.replace("0.", "1.")).unwrap();
@@ -380,8 +444,8 @@ fn what_cannot_be_evaluated_is_refused() {
     refuses(&["rule_scaling=center"], &["rule_scaling: is center", "set it to none"]);
     refuses(&["compat.cross_attention_first_sample=true"], &["single samples"]);
     refuses(&["crossfit.folds=1"], &["crossfit.folds", "2"]);
-    refuses(&["bs=60"], &["too few for the proxy of fold", "batches of 60"]);
-    refuses(&["crossfit.folds=64"], &["of 64 has no record", "lower crossfit.folds"]);
+    refuses(&["bs=60"], &["too few for the proxy of fold", "batches of 60", "set bs="]);
+    refuses(&["crossfit.folds=64"], &["of 64 has ", " of the 80 records", "lower crossfit.folds"]);
     // The same caption everywhere says nothing.
     let table = fs::read_to_string(work.path("data/train.csv")).unwrap();
     let mut reader = csv::Reader::from_reader(table.as_bytes());

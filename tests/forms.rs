@@ -98,6 +98,16 @@ fn every_form_is_rated_as_the_csv_is_and_is_said_once() {
         // The ratings name the images, so that a subset of them is a corpus.
         place.succeed(&["select", "--ratings", "r.csv", "--keep", "50%", "--out", "s.csv", "--overwrite"]);
         assert!(read(&place.path("s.csv")).iter().all(|record| record.image.read(1 << 30).is_ok()), "{data}");
+        // In another folder the ids stay, so that the run still knows the records.
+        fs::create_dir_all(place.path("elsewhere")).unwrap();
+        let copied = ["select", "--ratings", "r.csv", "--data", data, "--keep", "50%", "--overwrite"];
+        place.succeed(&[&copied[..], &["--out", "elsewhere/s.csv"]].concat());
+        let ids = |table: &str| -> Vec<String> {
+            read(&place.path(table)).into_iter().map(|record| record.id).collect()
+        };
+        if !data.ends_with(".csv") {
+            assert_eq!(ids("elsewhere/s.csv"), ids("s.csv"), "{data}");
+        }
     }
 }
 

@@ -67,6 +67,40 @@ fn failure(record: &Record) -> String {
 }
 
 #[test]
+fn outputs_in_a_folder_of_images_are_not_part_of_the_corpus() {
+    let place = place();
+    let images = images(&place);
+    fs::create_dir_all(place.path("mine/more")).unwrap();
+    for (at, image) in images.iter().enumerate() {
+        let folder = if at % 2 == 0 { "mine" } else { "mine/more" };
+        fs::write(place.path(&format!("{folder}/{at}.png")), image).unwrap();
+        fs::write(place.path(&format!("{folder}/{at}.txt")), format!("image {at}")).unwrap();
+    }
+    place.succeed(&["train", "--config", "config.json", "--set", "ep=1", "--data", "mine", "--out", "run"]);
+    // Not into the corpus, which is refused, but next to its images: into a folder that becomes one.
+    fs::create_dir_all(place.path("project")).unwrap();
+    place.succeed(&["score", "--checkpoint", "run", "--data", "mine", "--out", "project/ratings.csv"]);
+    place.succeed(&["pack", "--format", "imagefolder", "--data", "mine", "--out", "project/packed"]);
+    assert!(place.path("project/ratings.contact_sheet.png").exists());
+    fs::rename(place.path("mine"), place.path("project/mine")).unwrap();
+    let found = records(&place.path("project"));
+    assert_eq!(found.len(), images.len(), "{found:?}");
+    assert!(found.iter().all(|record| record.caption.starts_with("image ")));
+    // The output itself can be read.
+    assert_eq!(records(&place.path("project/packed")).len(), images.len());
+}
+
+#[test]
+fn of_several_images_in_a_sample_one_is_used_and_it_is_said() {
+    let place = place();
+    let images = images(&place);
+    let tar = tar_of(&[("a.jpg", &images[0]), ("a.png", &images[1]), ("a.txt", b"both")]);
+    fs::write(place.path("two.tar"), tar).unwrap();
+    let said = place.succeed(&["plant", "--data", "two.tar", "--flaws", "noise=0", "--out", "planted"]);
+    assert!(said.contains("several images, such as .jpg and .png"), "{said}");
+}
+
+#[test]
 fn captions_come_from_text_or_from_the_key_of_its_name() {
     let place = place();
     let image = &images(&place)[0];
@@ -257,10 +291,10 @@ fn pipes_and_devices_are_refused_without_being_opened() {
         assert!(Command::new("mkfifo").arg(place.path(name)).status().unwrap().success());
     };
     pipe("p.tar");
-    for form in CorpusFormat::ALL {
-        let found = Corpus::open_as(place.path("p.tar"), &ColumnNames::default(), Some(form));
+    for format in CorpusFormat::ALL {
+        let found = Corpus::open_as(place.path("p.tar"), &ColumnNames::default(), Some(format));
         let error = found.unwrap_err().to_string();
-        assert!(error.contains("p.tar") && error.contains("is not a"), "{form}: {error}");
+        assert!(error.contains("p.tar") && error.contains("is not a"), "{format}: {error}");
     }
     refused(&place.path("p.tar"), &["p.tar", "is not a regular file"]);
     fs::create_dir(place.path("d")).unwrap();
@@ -392,9 +426,9 @@ fn a_form_that_does_not_fit_is_named() {
     fs::create_dir(place.path("two")).unwrap();
     fs::write(place.path("two/metadata.csv"), "file_name,text\n").unwrap();
     fs::write(place.path("two/metadata.jsonl"), "{}\n").unwrap();
-    let says = |data: &str, form: Option<CorpusFormat>, words: &[&str]| {
+    let says = |data: &str, format: Option<CorpusFormat>, words: &[&str]| {
         let found =
-            Corpus::open_as(place.path(data), &ColumnNames::default(), form).and_then(Corpus::read_all);
+            Corpus::open_as(place.path(data), &ColumnNames::default(), format).and_then(Corpus::read_all);
         let error = found.unwrap_err().to_string();
         words.iter().for_each(|word| assert!(error.contains(word), "`{word}` is missing in: {error}"));
     };

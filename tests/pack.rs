@@ -43,7 +43,7 @@ fn subset() -> (TempDir, PathBuf) {
 fn packed(subset: &Path, format: &str, out: &str, overwrite: bool) -> Result<Packed> {
     let job = PackJob {
         subset: subset.to_path_buf(),
-        form: None,
+        data_format: None,
         columns: ColumnNames::default(),
         skip_bad_rows: false,
         format: format.parse()?,

@@ -524,7 +524,7 @@ fn a_stopped_scoring_goes_on_with_its_own_inputs_alone() {
         refused("run/checkpoints/step-00000004", &[], &["another job: ", "checkpoint"]);
         refused("run", &["--set", "compat.drop_alpha=true"], &["another job: the configuration"]);
         let rounding = ["--set", "token_cache=rounding"];
-        refused("run", &rounding, &["another job: the token cache, by what it keeps of captions"]);
+        refused("run", &rounding, &["another job: the data type of the cached text states"]);
         if command == "attribute" {
             changed(&fs::read_dir(work.path("data/validation")).unwrap().next().unwrap().unwrap().path());
             table_changed("data/validation.csv");

@@ -295,7 +295,7 @@ fn job(folder: &Path, ratings: &str) -> SubsetJob {
         seed: 0,
         out: folder.join("subset.csv"),
         data: None,
-        form: None,
+        format: None,
         caption_column: "caption".to_owned(),
         overwrite: false,
     }

@@ -318,7 +318,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
     let plant_into = |out: &str, seed: u64, overwrite: bool| {
         let settings = PlantSettings {
             corpus: data.train_csv.clone(),
-            form: None,
+            format: None,
             columns: ColumnNames::default(),
             skip_bad_rows: false,
             out: folder.path().join(out),
@@ -365,7 +365,7 @@ fn flaws_are_planted_in_any_corpus_and_recorded() {
     assert!(contents(&planted) != contents(&again));
     let settings = PlantSettings {
         corpus: planted.join("corpus.csv"),
-        form: None,
+        format: None,
         columns: ColumnNames::default(),
         skip_bad_rows: false,
         out: folder.path().join("twice"),

@@ -73,7 +73,7 @@ pub(super) fn run(arguments: AttributeArguments, interrupt: &Interrupt) -> Resul
         every: arguments.every,
         corpus: arguments.data,
         validation: arguments.validation,
-        form: arguments.format,
+        format: arguments.format,
         out: arguments.out,
         geometry: match arguments.geometry {
             GeometryArgument::Sgd => Geometry::Sgd,

@@ -123,7 +123,7 @@ pub(super) fn run(arguments: CompareArguments, interrupt: &Interrupt) -> Result<
             sets.push(format!("{key}={}", super::train::quoted(&path)?));
         }
     }
-    sets.extend(arguments.format.map(|form| format!("data_format={form}")));
+    sets.extend(arguments.format.map(|format| format!("data_format={format}")));
     let mut config = Config::load(&arguments.config, &sets)?;
     if let Some(held_out) = &arguments.held_out {
         config.read_as(held_out, arguments.format);

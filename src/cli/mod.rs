@@ -34,7 +34,7 @@ use crate::{
     report::visible::visible_lines,
 };
 
-/// Decides which text-image pairs are worth training on: meta-gradient rating and Shift-Gsample pruning.
+/// Decides which text-image pairs are worth training on: rates every pair of a corpus and selects a subset.
 #[derive(Debug, Parser)]
 #[command(name = "alchemist-engine", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
@@ -55,7 +55,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the whole pipeline on synthetic data with known flaws.
     Demo(demo::DemoArguments),
-    /// Train a rater jointly with a proxy.
+    /// Train the models that rate the pairs of a corpus.
     Train(train::TrainArguments),
     /// Cache the tokens and text embeddings of a corpus.
     Encode(encode::EncodeArguments),

@@ -57,7 +57,7 @@ pub struct PackArguments {
 pub(super) fn run(arguments: PackArguments, interrupt: &Interrupt) -> Result<()> {
     let job = PackJob {
         subset: arguments.data,
-        form: arguments.data_format,
+        data_format: arguments.data_format,
         columns: ColumnNames {
             id: arguments.id_column,
             image: arguments.image_column,

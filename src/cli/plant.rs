@@ -82,7 +82,7 @@ pub struct PlantArguments {
 pub(super) fn run(arguments: PlantArguments, interrupt: &Interrupt) -> Result<()> {
     let settings = PlantSettings {
         corpus: arguments.data,
-        form: arguments.format,
+        format: arguments.format,
         columns: ColumnNames {
             id: arguments.id_column,
             image: arguments.image_column,

@@ -43,8 +43,9 @@ pub struct ScoreArguments {
     /// batch.
     #[arg(long)]
     pub batch_normalized: bool,
-    /// Rate all records with the rater. Under the rules `norm-gain` and `gain`, records of the run keep the rating that was
-    /// measured by cross-fitting, and the rater rates only the others.
+    /// Rate with the rater also under the rules `norm-gain` and `gain`. By default, records of the run then keep the rating
+    /// that was measured by cross-fitting, and the proxies of the folds evaluate the others. The rater is faster, and
+    /// approximates them.
     #[arg(long)]
     pub by_rater: bool,
     /// Replace an existing output.
@@ -73,7 +74,7 @@ pub(super) fn run(arguments: ScoreArguments, interrupt: &Interrupt) -> Result<()
         checkpoint: arguments.checkpoint,
         config: arguments.config,
         corpus: arguments.data,
-        form: arguments.format,
+        format: arguments.format,
         out: arguments.out,
         rating_column: arguments.rating_column,
         batch,

@@ -157,12 +157,20 @@ pub(super) fn run(arguments: SelectArguments, interrupt: &Interrupt) -> Result<(
         seed: arguments.seed,
         out: arguments.out,
         data: arguments.data,
-        form: arguments.format,
+        format: arguments.format,
         caption_column: arguments.caption_column,
         overwrite: arguments.overwrite,
     };
     let report = write_subset(&job, interrupt)?;
     let summary = &report.selection.summary;
+    if let (Strategy::Filter { within }, Some(given)) = (strategy, arguments.within)
+        && summary.kept as f64 > within * summary.rows as f64 + 0.5
+    {
+        tracing::warn!(
+            "--within {given} is less than what is kept, so the {} best rated rows are kept, without sampling",
+            summary.kept
+        );
+    }
     let left_out = &report.left_out;
     if left_out.total() > 0 {
         super::say(&format!(

@@ -1,4 +1,4 @@
-//! `train`: trains a rater jointly with a proxy.
+//! `train`: trains the models that rate a corpus: cross-fitted proxies and a rater, or a rater jointly with a proxy.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,8 @@ pub struct TrainArguments {
     /// formats.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// The validation set; overrides the configuration.
+    /// The validation set of the rules `excess`, `alignment` and `loss`; overrides the configuration. The default rule,
+    /// `norm-gain`, uses none.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].
@@ -79,7 +80,7 @@ pub(super) fn prepare(arguments: &TrainArguments) -> Result<(RunDirectory, Confi
             sets.push(format!("{key}={}", quoted(path)?));
         }
     }
-    sets.extend(arguments.format.map(|form| format!("data_format={form}")));
+    sets.extend(arguments.format.map(|format| format!("data_format={format}")));
     sets.extend(arguments.device.map(|device| format!("device={device}")));
     sets.extend(arguments.recompute.then(|| "recompute=true".to_owned()));
     let given = arguments.config.as_deref().map(|path| Config::load(path, &sets)).transpose()?;

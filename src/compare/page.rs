@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     error::{Error, Result},
     rater::{
+        crossfit::RunMeasurements,
         dynamics::recordings,
         page::{Rated, auroc_cell, dynamics_parts, histogram_part, kind_number, last_losses},
     },
@@ -24,6 +25,7 @@ use crate::{
         statistics::mean_interval,
     },
     select::{Keep, RatingsTable, Strategy, ratings::RatingColumns},
+    training::run_directory::RunDirectory,
 };
 
 /// Ratings in a chart of losses over time, alongside everything, random and the oracle.
@@ -105,13 +107,15 @@ impl ComparisonPage<'_> {
             let path = path_of(seed);
             let names = RatingColumns { id: config.data.id_column.clone(), ..RatingColumns::default() };
             let table = RatingsTable::read(&path, &names)?;
-            let dynamics = match rating.run() {
-                Some(rule) => {
-                    let run = format!("{}-{seed}", Rating::Rater(rule));
-                    recordings(&self.folder.join("raters").join(run).join("dynamics"))?
+            let (mut dynamics, mut explanations) = (Vec::new(), HashMap::new());
+            if let Some(rule) = rating.run() {
+                let run = self.folder.join("raters").join(format!("{}-{seed}", Rating::Rater(rule)));
+                dynamics = recordings(&run.join("dynamics"))?;
+                if RunDirectory::is_run(&run) {
+                    let measured = RunMeasurements::of_run(&run, &RunDirectory::config_of(&run)?)?;
+                    explanations = measured.as_ref().map_or_else(HashMap::new, RunMeasurements::explanations);
                 }
-                None => Vec::new(),
-            };
+            }
             let losses = last_losses(&dynamics);
             let pool = self.folder.join("data/pool.csv");
             let rated = Rated {
@@ -120,6 +124,7 @@ impl ComparisonPage<'_> {
                 ids: (0..table.ratings.len()).map(|row| table.ids.get(row).to_owned()).collect(),
                 ratings: table.ratings,
                 losses: &losses,
+                explanations: &explanations,
                 note_column: Some(&comparison.flaw_column),
             };
             // Strategies that cannot choose this many rows are not part of the comparison either.

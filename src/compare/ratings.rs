@@ -189,7 +189,7 @@ impl<'a> Ratings<'a> {
             checkpoint: run.to_path_buf(),
             config: None,
             corpus: self.pool.0.to_path_buf(),
-            form: None,
+            format: None,
             out: out.to_path_buf(),
             rating_column: "rating".to_owned(),
             batch: self.config.training.batch,

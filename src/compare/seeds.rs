@@ -196,7 +196,7 @@ impl<'a> Seeds<'a> {
             seed: named.seed,
             out: subset.clone(),
             data: Some(self.data.pool.clone()),
-            form: None,
+            format: None,
             caption_column: config.data.caption_column.clone(),
             overwrite: true,
         };

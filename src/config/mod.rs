@@ -105,7 +105,7 @@ pub struct DataConfig {
     /// The folder of a token cache, see [`tokens::cache`](crate::tokens::cache).
     pub token_cache: Option<PathBuf>,
     /// The formats of corpora, by path; those of others are detected.
-    pub forms: BTreeMap<PathBuf, CorpusFormat>,
+    pub formats: BTreeMap<PathBuf, CorpusFormat>,
 }
 
 impl DataConfig {
@@ -370,13 +370,19 @@ impl Config {
         crate::files::hexadecimal(&hash.finalize())
     }
 
-    /// The first key that affects results and differs: (key, value here, value there).
+    /// The first of the [`differences`](Self::differences).
     pub fn first_difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let (here, there) = (self.significant(), other.significant());
-        here.into_iter()
-            .zip(there)
-            .find(|(here, there)| here != there)
+        self.differences(other).into_iter().next()
+    }
+
+    /// The keys that affect results and differ: (key, value here, value there).
+    pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
+        self.significant()
+            .into_iter()
+            .zip(other.significant())
+            .filter(|(here, there)| here != there)
             .map(|((key, here), (_, there))| (key, here, there))
+            .collect()
     }
 
     /// Dotted key and value of everything that affects results: top-level keys first, then the groups.

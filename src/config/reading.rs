@@ -36,15 +36,15 @@ impl Config {
     }
 
     /// Sets the format of the corpus at `path`, if one is given.
-    pub(crate) fn read_as(&mut self, path: &Path, form: Option<CorpusFormat>) {
-        if let Some(form) = form {
-            self.data.forms.insert(path.to_path_buf(), form);
+    pub(crate) fn read_as(&mut self, path: &Path, format: Option<CorpusFormat>) {
+        if let Some(format) = format {
+            self.data.formats.insert(path.to_path_buf(), format);
         }
     }
 
     /// The files of a corpus, and its path, which no output may replace.
     pub(crate) fn corpus_inputs(&self, path: &Path) -> Vec<PathBuf> {
-        CorpusFiles::inputs(path, self.data.forms.get(path).copied())
+        CorpusFiles::inputs(path, self.data.formats.get(path).copied())
     }
 
     /// Opens a corpus with these columns and settings.
@@ -52,9 +52,9 @@ impl Config {
     /// # Errors
     /// If the table cannot be opened or lacks a column.
     pub fn open_corpus(&self, path: &Path) -> Result<Corpus> {
-        let form = self.data.forms.get(path).copied();
+        let format = self.data.formats.get(path).copied();
         let corpus =
-            Corpus::open_as(path, &self.columns(), form)?.skipping_malformed(self.data.skip_bad_rows);
+            Corpus::open_as(path, &self.columns(), format)?.skipping_malformed(self.data.skip_bad_rows);
         Ok(if self.compat.empty_caption_text {
             corpus.with_empty_caption(RELEASED_EMPTY_CAPTION)
         } else {

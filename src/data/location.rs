@@ -31,7 +31,7 @@ impl Location {
     /// Resolves a path written in this file: a URL or an absolute path is unchanged, a relative path is relative to
     /// the folder of this file.
     #[must_use]
-    pub fn beside(&self, written: &str) -> Self {
+    pub fn sibling(&self, written: &str) -> Self {
         if scheme_of(written).is_some() {
             return Self::from(Path::new(written));
         }

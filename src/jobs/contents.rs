@@ -129,7 +129,7 @@ fn list(folder: &Path, prefix: &str, files: &mut Vec<OutputFile>) -> Result<()> 
             }
         } else if about.is_symlink() {
             files.push(OutputFile::link(&path, format!("{prefix}{name}"))?);
-        } else if !name.starts_with('.') && !Marker::beside(&path).exists() {
+        } else if !name.starts_with('.') && !Marker::path_for(&path).exists() {
             files.push(OutputFile::of(&path, format!("{prefix}{name}"))?);
         }
     }

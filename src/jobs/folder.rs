@@ -162,7 +162,7 @@ impl OutputFolder {
     /// # Errors
     /// The error of `write`; see also [`publish`](Self::publish).
     pub(crate) fn write<T>(&self, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-        let staging = self.begin_beside(false)?;
+        let staging = self.begin_sibling(false)?;
         remove_on_exit(&staging);
         match write(&staging) {
             Ok(written) => {
@@ -361,7 +361,7 @@ impl OutputFolder {
     }
 
     /// Starts writing to staging; with `keep`, the contents of an earlier process are kept.
-    pub(crate) fn begin_beside(&self, keep: bool) -> Result<PathBuf> {
+    pub(crate) fn begin_sibling(&self, keep: bool) -> Result<PathBuf> {
         let staging = self.staging();
         make_staging(&staging, self.command)?;
         if !keep {

@@ -109,7 +109,7 @@ impl Marker {
     }
 
     /// Path of the marker of a file.
-    pub(crate) fn beside(output: &Path) -> PathBuf {
+    pub(crate) fn path_for(output: &Path) -> PathBuf {
         sibling(output, MARKER)
     }
 
@@ -151,9 +151,9 @@ impl Marker {
     ///
     /// # Errors
     /// See [`read`](Self::read).
-    pub(crate) fn read_beside(output: &Path) -> Result<Option<Self>> {
+    pub(crate) fn read_for(output: &Path) -> Result<Option<Self>> {
         let name = name_of(output.file_name().unwrap_or_default());
-        let marker = Self::read(&Self::beside(output))?;
+        let marker = Self::read(&Self::path_for(output))?;
         Ok(marker.filter(|marker| marker.output.as_ref().is_none_or(|own| *own == name)))
     }
 
@@ -203,7 +203,7 @@ pub(crate) fn name_of(name: &OsStr) -> String {
 /// # Errors
 /// [`Error::Output`] if so.
 pub(crate) fn expect_settled(path: &Path) -> Result<()> {
-    let Some(marker) = Marker::read_beside(path)? else { return Ok(()) };
+    let Some(marker) = Marker::read_for(path)? else { return Ok(()) };
     if marker.state == OutputState::Complete || marker.files.len() < 2 {
         return Ok(());
     }

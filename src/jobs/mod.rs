@@ -69,7 +69,7 @@ fn sibling(path: &Path, ending: &str) -> PathBuf {
 }
 
 /// Extracts `NAME` from `.NAME` with a suffix.
-fn hidden(text: &str, ending: &str) -> Option<String> {
+pub(crate) fn hidden(text: &str, ending: &str) -> Option<String> {
     text.strip_prefix('.')?.strip_suffix(ending).filter(|name| !name.is_empty()).map(str::to_owned)
 }
 

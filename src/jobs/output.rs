@@ -48,8 +48,8 @@ impl Output {
         for output in &outputs {
             refuse_inputs(output, claim.inputs)?;
         }
-        remove_leftover(&Marker::beside(&primary))?;
-        let former = Marker::read_beside(&primary)?;
+        remove_leftover(&Marker::path_for(&primary))?;
+        let former = Marker::read_for(&primary)?;
         for output in &outputs {
             check(claim, output, former.as_ref())?;
         }
@@ -92,7 +92,7 @@ impl Output {
 
     /// Staging path of the primary file.
     pub(crate) fn staged(&self) -> PathBuf {
-        self.beside_staged(&self.primary)
+        self.staged_sibling(&self.primary)
     }
 
     /// Staging path of the companion with this suffix.
@@ -100,7 +100,7 @@ impl Output {
         companion(&self.staged(), ending)
     }
 
-    fn beside_staged(&self, output: &Path) -> PathBuf {
+    fn staged_sibling(&self, output: &Path) -> PathBuf {
         self.staging.join(output.file_name().unwrap_or_default())
     }
 
@@ -129,7 +129,7 @@ impl Output {
         marker.state = OutputState::Complete;
         marker.former.clear();
         marker.replaces = false;
-        marker.write(&Marker::beside(&self.primary))
+        marker.write(&Marker::path_for(&self.primary))
     }
 
     /// Publishes the files of a failed job, such as the list of reasons, as unfinished: the command can be run again.
@@ -170,7 +170,7 @@ impl Output {
             .former
             .as_ref()
             .map_or(Vec::new(), |marker| marker.files.iter().chain(&marker.former).cloned().collect());
-        let path = Marker::beside(&self.primary);
+        let path = Marker::path_for(&self.primary);
         let mut marker = Marker::new(self.command, OutputState::Unfinished, files);
         marker.former.clone_from(&former);
         marker.output = Some(name_of(self.primary.file_name().unwrap_or_default()));

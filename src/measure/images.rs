@@ -121,7 +121,7 @@ fn of_samples(mut table: DelimitedTable, file: usize, prompt: usize) -> Result<V
             Read::Row => found.push(MeasuredImage {
                 id: table.field(file).to_owned(),
                 origin: Origin::new(&table_file, table.line()),
-                image: table_file.beside(table.field(file)).into(),
+                image: table_file.sibling(table.field(file)).into(),
                 caption: Some(table.field(prompt).to_owned()),
                 malformed: None,
             }),

@@ -12,6 +12,7 @@ use crate::{
     data::{Preprocess, Record, corpus::columns::absent, corruption::Flaw, load_image},
     error::{Error, Result},
     rater::{
+        crossfit::{Explanation, RunMeasurements},
         dynamics::{EpochDynamics, figures, recordings},
         images::records_of,
     },
@@ -50,6 +51,8 @@ pub(crate) struct Rated<'a> {
     pub ratings: Vec<f64>,
     /// Training losses by id, if they were recorded.
     pub losses: &'a HashMap<String, f64>,
+    /// Why pairs have their ratings, by id; empty unless the run was cross-fitted.
+    pub explanations: &'a HashMap<String, Explanation>,
     /// A column of the corpus shown with each pair, such as `flaw`.
     pub note_column: Option<&'a str>,
 }
@@ -126,6 +129,7 @@ impl Rated<'_> {
         let tile = |&rank: &usize| -> Result<Tile> {
             let id = id_of(rank);
             let record = records.get(id);
+            let explanation = self.explanations.get(id);
             let note = record.zip(note).map_or("", |(record, column)| record.fields[column].as_str());
             Ok(Tile {
                 rank,
@@ -134,6 +138,8 @@ impl Rated<'_> {
                 note: if note == Flaw::Clean.name() { String::new() } else { note.to_owned() },
                 rating: self.ratings[order[rank] as usize],
                 loss: self.losses.get(id).copied(),
+                reason: explanation.map_or("", |explanation| explanation.brief),
+                measured: explanation.map_or_else(Vec::new, |explanation| explanation.lines.clone()),
                 image: image(record, &preprocess)?,
             })
         };
@@ -306,6 +312,8 @@ impl RunPage {
         let recorded = recordings(&self.run.join("dynamics"))?;
         let losses = last_losses(&recorded);
         let (ids, ratings) = self.rated(&config, &recorded)?;
+        let measured = RunMeasurements::of_run(&self.run, &config)?;
+        let explanations = measured.as_ref().map_or_else(HashMap::new, RunMeasurements::explanations);
         let note = self.flaw_column.as_deref().unwrap_or("flaw");
         let rated = Rated {
             config: &config,
@@ -313,6 +321,7 @@ impl RunPage {
             ids,
             ratings,
             losses: &losses,
+            explanations: &explanations,
             note_column: Some(note),
         };
         rated.expect_known()?;
@@ -322,7 +331,10 @@ impl RunPage {
                 return Err(header.refuse_schema(absent(&header.schema().columns, column)));
             }
         }
-        let mut sections = vec![self.training(&config)?];
+        let mut sections = vec![match &measured {
+            Some(measured) => measured.training()?,
+            None => self.training(&config)?,
+        }];
         let dynamics = dynamics_parts(&recorded)?;
         if !dynamics.is_empty() {
             sections.push(Section { title: "Loss and gradient norm by rating".to_owned(), parts: dynamics });

@@ -52,7 +52,7 @@ pub struct ScoreRequest {
     /// The corpus.
     pub corpus: PathBuf,
     /// The format of the corpus; `None` to detect it.
-    pub form: Option<CorpusFormat>,
+    pub format: Option<CorpusFormat>,
     /// The ratings table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
     /// The name of the rating column.
@@ -61,7 +61,7 @@ pub struct ScoreRequest {
     pub batch: usize,
     /// Write the released rating, which depends on the batch, instead of the instance logit, which does not.
     pub batch_normalized: bool,
-    /// Rate all records with the rater, also those that the run measured by cross-fitting.
+    /// Rate with the rater also under a cross-fitted rule.
     pub by_rater: bool,
     /// Replace an existing output.
     pub overwrite: bool,
@@ -81,10 +81,27 @@ impl ScoreRequest {
     pub(crate) fn configuration(&self) -> Result<Config> {
         let mut config = match &self.config {
             Some(path) => Config::load(path, &self.sets)?,
-            None => configuration(&Named::new(&self.checkpoint)?.run, &self.sets)?,
+            None => {
+                let run = Named::new(&self.checkpoint)?.run;
+                let config = configuration(&run, &self.sets)?;
+                expect_fixed(&configuration(&run, &[])?, &config)?;
+                config
+            }
         };
-        config.read_as(&self.corpus, self.form);
+        config.read_as(&self.corpus, self.format);
         Ok(config)
+    }
+}
+
+/// Refuses overrides of what a rating of this run rests on: its rule, its folds and their captions.
+fn expect_fixed(trained: &Config, config: &Config) -> Result<()> {
+    let fixed = |key: &str| key == "seed" || ["rule", "crossfit"].iter().any(|group| key.starts_with(group));
+    match trained.differences(config).into_iter().find(|(key, ..)| fixed(key)) {
+        Some((key, trained, given)) => Err(Error::argument(format!(
+            "--set {key}={given}: the run was trained with {trained}, which its ratings depend on; leave it out, or train \
+             another run"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -126,7 +143,7 @@ struct Scorer {
     reader: Option<CodeReader>,
     batch: usize,
     batch_normalized: bool,
-    /// Ratings of the run's own records that are preferred to the rater's.
+    /// The ratings of a cross-fitted run, which replace the rater's.
     measured: Option<MeasuredRatings>,
     /// SHA-256 of the checkpoint's state.
     checkpoint: String,
@@ -238,8 +255,18 @@ impl Scorer {
             (encoders, rater, parameters, described)
         };
         let cross_fitted = request.config.is_none() && config.training.rule.rule.needs().caption_gain;
+        if request.by_rater && !cross_fitted {
+            return Err(Error::argument(format!(
+                "--by-rater: {} has no ratings that were measured by cross-fitting, so the rater rates all records; leave \
+                 the option out",
+                request.checkpoint.display()
+            )));
+        }
         let measured = (cross_fitted && !request.by_rater && !request.batch_normalized)
-            .then(|| MeasuredRatings::of_run(&Named::new(&request.checkpoint)?))
+            .then(|| {
+                let named = Named::new(&request.checkpoint)?;
+                MeasuredRatings::of_run(&named, &config, &encoders, device.as_ref())
+            })
             .transpose()?;
         let weighing = if config.compat.double_softmax {
             Weighing::Released
@@ -296,11 +323,13 @@ impl Scorer {
 
     /// Rates a batch of records.
     fn measure(&self, codes: &Tensor, records: &[&Record]) -> Result<Vec<Outcome<f64>>> {
-        let mut ratings = self.rate(codes, records)?;
-        if let Some(measured) = &self.measured {
-            let known = records.iter().map(|record| (&*record.id, &*record.caption));
-            ratings = measured.replace(ratings, codes, known)?;
-        }
+        let ratings = match &self.measured {
+            Some(measured) => {
+                let named: Vec<_> = records.iter().map(|record| (&*record.id, &*record.caption)).collect();
+                measured.rate(&self.config, &self.encoders, codes, &named)?
+            }
+            None => self.rate(codes, records)?,
+        };
         let outcome = |rating: f64| match rating.is_finite() {
             true => Outcome::Found(rating),
             false => Outcome::Failed(format!("the rating is {rating}; the checkpoint has diverged")),

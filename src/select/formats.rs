@@ -77,7 +77,7 @@ pub struct PackJob {
     /// The subset: a CSV written by `select`, or any corpus.
     pub subset: PathBuf,
     /// The format of the subset; `None` to detect it.
-    pub form: Option<CorpusFormat>,
+    pub data_format: Option<CorpusFormat>,
     /// Names of its columns.
     pub columns: ColumnNames,
     /// Skips malformed rows and counts them as unusable records.
@@ -126,7 +126,8 @@ impl fmt::Display for Packed {
 /// If the subset cannot be read, the output exists and must not be replaced, an id does not fit the format, a file
 /// cannot be written, or the user interrupts the job.
 pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -> Result<Packed> {
-    let corpus = Corpus::open_as(&job.subset, &job.columns, job.form)?.skipping_malformed(job.skip_bad_rows);
+    let corpus =
+        Corpus::open_as(&job.subset, &job.columns, job.data_format)?.skipping_malformed(job.skip_bad_rows);
     let schema = corpus.schema().clone();
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let malformed: Vec<(String, String)> =
@@ -134,7 +135,7 @@ pub fn pack(job: &PackJob, interrupt: &Interrupt, progress: &mut dyn Progress) -
     if records.is_empty() {
         return Err(none_usable(&job.subset, &malformed));
     }
-    let mut inputs = CorpusFiles::inputs(&job.subset, job.form);
+    let mut inputs = CorpusFiles::inputs(&job.subset, job.data_format);
     inputs.extend(image_folders(&records));
     let claim = Claim { command: "pack", inputs: &inputs, overwrite: job.overwrite };
     let packing =

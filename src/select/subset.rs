@@ -54,7 +54,7 @@ pub struct SubsetJob {
     /// The corpus, to copy its rows: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
     /// The format of the corpus; `None` to detect it.
-    pub form: Option<CorpusFormat>,
+    pub format: Option<CorpusFormat>,
     /// Name of the column of captions of a corpus that is not one CSV.
     pub caption_column: String,
     /// Whether to replace existing outputs.
@@ -128,7 +128,7 @@ pub fn write_subset(job: &SubsetJob, interrupt: &Interrupt) -> Result<SubsetRepo
     let [subset, ids, summary] = output_paths(job)?;
     job.strategy.validate()?;
     let mut inputs = vec![job.ratings.clone()];
-    inputs.extend(job.data.iter().flat_map(|data| CorpusFiles::inputs(data, job.form)));
+    inputs.extend(job.data.iter().flat_map(|data| CorpusFiles::inputs(data, job.format)));
     let claim = Claim { command: "select", inputs: &inputs, overwrite: job.overwrite };
     let output = Output::fresh(&claim, &job.out, &[IDS, SUMMARY])?;
     let (selection, left_out) = output.write(|output| write_staged(job, output, interrupt))?;
@@ -184,7 +184,7 @@ fn write_staged(job: &SubsetJob, output: &Output, interrupt: &Interrupt) -> Resu
     let subset_file = match (&job.data, index) {
         (Some(data), Some(index)) => {
             let requested = RequestedRows::new(&table, &index, &selection.kept);
-            match CorpusFiles::of(data, job.form)?.one_csv() {
+            match CorpusFiles::of(data, job.format)?.one_csv() {
                 Some(table) if table == data => {
                     copy_corpus_rows(job, table, requested, subset_file, interrupt)?
                 }
@@ -319,9 +319,8 @@ fn write_corpus_rows(
         image: job.image_column.clone(),
         caption: job.caption_column.clone(),
     };
-    let corpus = Corpus::open_as(data, &names, job.form)?.skipping_malformed(job.options.skip_bad_rows);
-    let (image, id) = (corpus.schema().image, corpus.schema().id);
-    let paths_are_ids = corpus.schema().ids_are_paths;
+    let corpus = Corpus::open_as(data, &names, job.format)?.skipping_malformed(job.options.skip_bad_rows);
+    let image = corpus.schema().image;
     let paths = MovedPaths::from_folder(corpus.folder(), &job.out)?;
     let mut writer = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(file);
     let failed = |error| write_error(&job.out, error);
@@ -336,9 +335,6 @@ fn write_corpus_rows(
         }
         if paths.changes(&record.fields[image]) {
             record.fields[image] = paths.moved(&record.fields[image])?.into_owned();
-            if paths_are_ids {
-                record.fields[id] = record.fields[image].clone();
-            }
         }
         writer.write_record(&record.fields).map_err(failed)?;
     }

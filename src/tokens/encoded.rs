@@ -7,7 +7,7 @@ use crate::{
     data::Record,
     encode::{ImageTokenizer, TextEncoder, TextStates},
     engine::{Purpose, Random, Tensor},
-    error::{LeftOutRows, Result},
+    error::{Error, LeftOutRows, Result},
     files::hexadecimal,
     interrupt::{Interrupt, NO_STEP},
     jobs::progress::Progress,
@@ -95,6 +95,24 @@ impl EncodedCorpus {
             }
         }
         Ok(corpus)
+    }
+
+    /// Records, given as id and caption, with their codes `[B, L]`.
+    ///
+    /// # Errors
+    /// If a code has more than 16 bits.
+    pub(crate) fn of_codes(codes: &Tensor, records: &[(&str, &str)]) -> Result<Self> {
+        let wide = |&code: &u32| {
+            u16::try_from(code).map_err(|_| Error::invalid(format!("code {code} has more than 16 bits")))
+        };
+        Ok(Self {
+            ids: records.iter().map(|(id, _)| (*id).to_owned()).collect(),
+            captions: records.iter().map(|(_, caption)| (*caption).to_owned()).collect(),
+            failed: Vec::new(),
+            codes: codes.as_slice::<u32>()?.iter().map(wide).collect::<Result<_>>()?,
+            tokens: codes.dim(1),
+            rows: Vec::new(),
+        })
     }
 
     /// Number of usable records.

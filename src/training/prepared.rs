@@ -105,6 +105,12 @@ pub(crate) fn prepare(
     let mut train = EncodedCorpus::encode(tokenize, records, &mut images, interrupt, progress)?;
     expect_usable(table, &train, directory)?;
     let unused = validation == ValidationUse::Unused;
+    if unused && config.data.validation_portion.is_some() {
+        tracing::warn!(
+            "validation_portion: not used, because the rule `{}` needs no validation set",
+            config.training.rule.rule
+        );
+    }
     let named = match &config.data.validation {
         None => None,
         Some(path) if unused => {

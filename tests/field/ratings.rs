@@ -62,7 +62,7 @@ fn job(ratings: PathBuf, out: &Path, keep: u64) -> SubsetJob {
         seed: 0,
         out: out.join("subset.csv"),
         data: None,
-        form: None,
+        format: None,
         caption_column: "caption".to_owned(),
         overwrite: true,
     }

@@ -75,7 +75,7 @@ impl CategoryCorpus {
     fn settings(&self, table: &Path, out: &str, shares: FlawShares, category: Option<&str>) -> PlantSettings {
         PlantSettings {
             corpus: table.to_path_buf(),
-            form: None,
+            format: None,
             columns: ColumnNames::default(),
             skip_bad_rows: false,
             out: self.folder.path().join(out),

@@ -318,17 +318,17 @@ fn data(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<DataConfig> {
         let name = Checker::text(raw, field);
         if name.is_empty() { checker.refuse(field, "must not be empty") } else { Ok(name) }
     };
-    let form = Checker::text(raw, &KEY.data_format);
-    let form: Option<CorpusFormat> = match form.as_str() {
+    let format = Checker::text(raw, &KEY.data_format);
+    let format: Option<CorpusFormat> = match format.as_str() {
         "" => None,
         name => match name.parse() {
-            Ok(form) => Some(form),
+            Ok(format) => Some(format),
             Err(_) => return checker.unlisted(&KEY.data_format, name),
         },
     };
-    let forms = [&train, &validation].into_iter().flatten().cloned().zip(form.into_iter().cycle());
+    let formats = [&train, &validation].into_iter().flatten().cloned().zip(format.into_iter().cycle());
     Ok(DataConfig {
-        forms: forms.collect(),
+        formats: formats.collect(),
         train,
         validation,
         validation_portion: checker.share(raw, &KEY.validation_portion)?,

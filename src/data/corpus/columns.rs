@@ -282,7 +282,7 @@ pub(crate) fn absent(header: &[String], name: &str) -> String {
 /// Warns about the columns found by convention.
 fn warn_of_conventions(path: &Path, header: &[String], taken: &[Taken]) {
     // Tables written by this program have the columns of their input, for which the warning was given.
-    if Marker::beside(path).exists() {
+    if Marker::path_for(path).exists() {
         return;
     }
     // The upstream reader falls back to this name, too.

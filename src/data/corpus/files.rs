@@ -25,7 +25,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CorpusFiles {
     /// The format of all of them.
-    pub(super) form: CorpusFormat,
+    pub(super) format: CorpusFormat,
     /// The files, in reading order; never empty.
     pub(super) files: Vec<Location>,
     /// The folder that relative image paths start at.
@@ -37,12 +37,12 @@ impl CorpusFiles {
     ///
     /// # Errors
     /// If there is none, one is listed twice, or a folder cannot be read or contains no corpus.
-    pub(crate) fn of(path: &Path, form: Option<CorpusFormat>) -> Result<Self> {
+    pub(crate) fn of(path: &Path, format: Option<CorpusFormat>) -> Result<Self> {
         let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
         if path.is_dir() {
-            let (form, files) = in_folder(path, form)?;
+            let (format, files) = in_folder(path, format)?;
             let files = files.into_iter().map(Location::from).collect();
-            return Ok(Self { form, files, folder: path.to_path_buf() });
+            return Ok(Self { format, files, folder: path.to_path_buf() });
         }
         let paths = match is_pattern(path) && !path.exists() {
             false => vec![path.to_path_buf()],
@@ -60,17 +60,17 @@ impl CorpusFiles {
             return Err(refuse(format!("{} is in the list, but there is no such file", missing.display())));
         }
         let first = Location::from(first.as_path());
-        let form = match form {
-            Some(form) => form.expect(&first)?,
+        let format = match format {
+            Some(format) => format.expect(&first)?,
             None => CorpusFormat::of_file(&first)?,
         };
-        Ok(Self { form, files: paths.into_iter().map(Location::from).collect(), folder })
+        Ok(Self { format, files: paths.into_iter().map(Location::from).collect(), folder })
     }
 
     /// The table of a corpus that is one file of delimited text, whose rows can be copied byte for byte.
     pub(crate) fn one_csv(&self) -> Option<&Path> {
         match &self.files[..] {
-            [only] if self.form == CorpusFormat::Csv => Some(only.as_path()),
+            [only] if self.format == CorpusFormat::Csv => Some(only.as_path()),
             _ => None,
         }
     }
@@ -82,17 +82,17 @@ impl CorpusFiles {
             return;
         }
         let compressed = codec.map_or(String::new(), |codec| format!(", compressed with {}", codec.name()));
-        let what = self.form.describe(self.files.len());
+        let what = self.format.describe(self.files.len());
         warn_once(format!("{}: read as {what}{compressed}", path.display()));
     }
 
     /// The paths of everything in the corpus that an output must not replace or become part of: `path` itself, its files, and
     /// what its wildcards or its folder stand for. Those of a corpus that cannot be read are left to its reader, which says
     /// why.
-    pub(crate) fn inputs(path: &Path, form: Option<CorpusFormat>) -> Vec<PathBuf> {
+    pub(crate) fn inputs(path: &Path, format: Option<CorpusFormat>) -> Vec<PathBuf> {
         let mut inputs = vec![path.to_path_buf()];
         if path.is_dir() || !path.exists() {
-            let files = Self::of(path, form).map(|found| found.files).unwrap_or_default();
+            let files = Self::of(path, format).map(|found| found.files).unwrap_or_default();
             inputs.extend(files.iter().map(|file| file.as_path().to_path_buf()));
         }
         if path.is_dir() {
@@ -128,7 +128,7 @@ fn expect_distinct(paths: &[PathBuf]) -> Result<(), String> {
 
 /// The format of the corpus in a folder, and its files sorted by name, byte by byte. Names that start with `_` or `.` are
 /// metadata of the program that wrote the folder (`_SUCCESS`, `_metadata`) and are skipped.
-fn in_folder(path: &Path, form: Option<CorpusFormat>) -> Result<(CorpusFormat, Vec<PathBuf>)> {
+fn in_folder(path: &Path, format: Option<CorpusFormat>) -> Result<(CorpusFormat, Vec<PathBuf>)> {
     let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
     let mut files = Vec::new();
     let mut other = false;
@@ -143,9 +143,9 @@ fn in_folder(path: &Path, form: Option<CorpusFormat>) -> Result<(CorpusFormat, V
         }
     }
     files.sort();
-    let tables = |form: CorpusFormat, endings: &[&str]| {
+    let tables = |format: CorpusFormat, endings: &[&str]| {
         let found = files.iter().filter(|file| endings.contains(&ending_of(file).as_str()));
-        Some((form, found.cloned().collect::<Vec<_>>())).filter(|(_, found)| !found.is_empty())
+        Some((format, found.cloned().collect::<Vec<_>>())).filter(|(_, found)| !found.is_empty())
     };
     let csv = || tables(CorpusFormat::Csv, &["csv", "tsv", "tab"]);
     let json_lines = || tables(CorpusFormat::JsonLines, &["jsonl", "ndjson"]);
@@ -162,7 +162,7 @@ fn in_folder(path: &Path, form: Option<CorpusFormat>) -> Result<(CorpusFormat, V
     let metadata = || {
         let named =
             |name: &str| files.iter().find(|file| file.file_name() == Some(OsStr::new(name))).cloned();
-        METADATA.iter().find_map(|&(form, name)| Some((form, vec![named(name)?])))
+        METADATA.iter().find_map(|&(format, name)| Some((format, vec![named(name)?])))
     };
     let captioned = || match ImageFolder::has_captions(path) {
         Ok(true) => Some((CorpusFormat::ImageFolder, vec![path.to_path_buf()])),
@@ -170,7 +170,7 @@ fn in_folder(path: &Path, form: Option<CorpusFormat>) -> Result<(CorpusFormat, V
     };
     let parquet = || tables(CorpusFormat::Parquet, &["parquet"]);
     expect_one_metadata(path, &files)?;
-    let found = match form {
+    let found = match format {
         Some(CorpusFormat::ImageFolder) => {
             metadata().or_else(|| Some((CorpusFormat::ImageFolder, vec![path.to_path_buf()])))
         }

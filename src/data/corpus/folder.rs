@@ -1,8 +1,8 @@
 //! A corpus in a folder of images, each with its caption in a text file of the same name: `IMAGE.jpg` and
-//! `IMAGE.txt`. Subfolders are included. An image without a text file has an empty caption.
+//! `IMAGE.txt`. Subfolders are included, but not outputs of this program. An image without a text file has an empty caption.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     io::Read as _,
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     ColumnNames,
+    columns::warn_once,
     delimited::{Malformed, Read, refuse_row},
     file_kind::IMAGE_ENDINGS,
     reader::{Origin, TableReader},
@@ -18,6 +19,10 @@ use super::{
 use crate::{
     data::location::Location,
     error::{Error, Result},
+    jobs::{
+        hidden,
+        marker::{MARKER, Marker},
+    },
 };
 
 /// Upper bound on the length of a caption.
@@ -89,10 +94,23 @@ impl ImageFolder {
 fn list(folder: &Path) -> Result<Vec<Pair>> {
     let (mut images, mut captions) = (Vec::new(), HashMap::new());
     let mut waiting = vec![folder.to_path_buf()];
+    let (whole, mut outputs) = (folder, HashSet::new());
     while let Some(folder) = waiting.pop() {
+        if folder != whole && folder.join(MARKER).exists() {
+            warn_once(format!(
+                "{}: is an output of this program, so its images are left out",
+                folder.display()
+            ));
+            continue;
+        }
         for entry in fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
             let entry = entry.map_err(Error::io("read", &folder))?;
             let path = entry.path();
+            if let Some(output) = entry.file_name().to_str().and_then(|name| hidden(name, MARKER)) {
+                let marker = Marker::read_for(&folder.join(output)).ok().flatten();
+                let files = marker.map_or(Vec::new(), |marker| marker.files);
+                outputs.extend(files.into_iter().map(|file| folder.join(file.name)));
+            }
             if entry.file_name().to_string_lossy().starts_with('.') {
                 continue;
             }
@@ -108,6 +126,15 @@ fn list(folder: &Path) -> Result<Vec<Pair>> {
                 images.push(path);
             }
         }
+    }
+    let found = images.len();
+    images.retain(|image| !outputs.contains(image));
+    if images.len() < found {
+        let count = found - images.len();
+        warn_once(format!(
+            "{}: {count} images are outputs of this program and are left out",
+            whole.display()
+        ));
     }
     images.sort();
     let pair = |image: PathBuf| {

@@ -74,7 +74,7 @@ impl CorpusFormat {
     }
 
     /// The location whose folder relative image paths in a file start at.
-    pub(super) fn beside(self, file: &Location) -> Location {
+    pub(super) fn base(self, file: &Location) -> Location {
         match self {
             // The file is the folder itself.
             Self::ImageFolder => Location::from(file.as_path().join("captions")),
@@ -192,8 +192,8 @@ impl FromStr for CorpusFormat {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|form| form.name() == name).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|form| form.name()).collect();
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|format| format.name()).collect();
             Error::argument(format!("unknown corpus format `{name}`; expected one of {}", names.join(", ")))
         })
     }

@@ -104,7 +104,7 @@ pub struct RecordBatch {
 pub struct Corpus {
     reader: CorpusReader,
     names: ColumnNames,
-    form: Option<CorpusFormat>,
+    format: Option<CorpusFormat>,
     ahead: VecDeque<Record>,
     /// The record after the last batch, and its position.
     peeked: Option<(Cursor, Record)>,
@@ -128,11 +128,15 @@ impl Corpus {
     ///
     /// # Errors
     /// See [`open`](Self::open); also if it is in another format.
-    pub fn open_as(path: impl AsRef<Path>, names: &ColumnNames, form: Option<CorpusFormat>) -> Result<Self> {
+    pub fn open_as(
+        path: impl AsRef<Path>,
+        names: &ColumnNames,
+        format: Option<CorpusFormat>,
+    ) -> Result<Self> {
         Ok(Self {
-            reader: CorpusReader::open(path.as_ref(), names, form)?,
+            reader: CorpusReader::open(path.as_ref(), names, format)?,
             names: names.clone(),
-            form,
+            format,
             ahead: VecDeque::new(),
             peeked: None,
             empty_caption: String::new(),
@@ -177,7 +181,7 @@ impl Corpus {
     }
 
     fn reopen(&self) -> Result<CorpusReader> {
-        CorpusReader::open(self.path(), &self.names, self.form)
+        CorpusReader::open(self.path(), &self.names, self.format)
     }
 
     /// Its columns.
@@ -197,7 +201,7 @@ impl Corpus {
     /// # Errors
     /// If a file cannot be read.
     pub fn identity(&self) -> Result<String> {
-        if self.reader.files().form.contains_images() {
+        if self.reader.files().format.contains_images() {
             return self.identity_of_records();
         }
         let digest = |shard: &Location| shard.digest().map_err(Error::io("read", shard.as_path()));
@@ -319,7 +323,7 @@ impl Corpus {
         }
         let Some(earlier) = self.earlier(record)? else { return Ok(()) };
         let (id, location) = (&record.id, earlier.relative_to(&record.origin));
-        let of_keys = self.reader.files().form == CorpusFormat::WebDataset;
+        let of_keys = self.reader.files().format == CorpusFormat::WebDataset;
         Err(record.origin.refuse(match self.schema().ids_are_paths {
             false if of_keys => format!(
                 "the id `{id}` is already {location}; ids must be unique, and keys may repeat between shards: take the \

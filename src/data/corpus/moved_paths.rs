@@ -86,8 +86,8 @@ mod tests {
         let here = std::path::absolute(folder.path()).unwrap();
         fs::create_dir(here.join("other")).unwrap();
         let table = here.join("corpus.csv");
-        let beside = MovedPaths::between(&table, &here.join("other/../ratings.csv")).unwrap();
-        assert_eq!(beside.moved("a/b.png").unwrap(), "a/b.png");
+        let alongside = MovedPaths::between(&table, &here.join("other/../ratings.csv")).unwrap();
+        assert_eq!(alongside.moved("a/b.png").unwrap(), "a/b.png");
         let elsewhere = MovedPaths::between(&table, &here.join("other/ratings.csv")).unwrap();
         assert_eq!(Path::new(elsewhere.moved("a/b.png").unwrap().as_ref()), here.join("a/b.png"));
         let addresses =

@@ -43,7 +43,7 @@ pub(super) struct CorpusReader {
     shard: usize,
     file: Arc<Location>,
     /// The location whose folder relative image paths start at: the file, or a name in the folder that is read as a file.
-    beside: Location,
+    base: Location,
     /// The folder of the file relative to that of the corpus, with a trailing `/`; empty if they are the same.
     prefix: String,
     schema: Schema,
@@ -60,12 +60,12 @@ impl CorpusReader {
     ///
     /// # Errors
     /// If a file is missing or in another format, there are no rows, or one of the columns is missing.
-    pub(super) fn open(path: &Path, names: &ColumnNames, form: Option<CorpusFormat>) -> Result<Self> {
-        let files = CorpusFiles::of(path, form)?;
+    pub(super) fn open(path: &Path, names: &ColumnNames, format: Option<CorpusFormat>) -> Result<Self> {
+        let files = CorpusFiles::of(path, format)?;
         for file in &files.files {
             expect_settled(file.as_path())?;
         }
-        let mut table = files.form.open(&files.files[0], names, None)?;
+        let mut table = files.format.open(&files.files[0], names, None)?;
         if table.header().is_empty() {
             let message = format!(
                 "the file is empty; it needs a header with the columns `{}`, `{}` and `{}`, and one row per image",
@@ -78,10 +78,10 @@ impl CorpusReader {
         table.expect_text(&columns.all());
         let mut more = table.has_more()?;
         for file in &files.files[1..] {
-            more = more || files.form.open(file, names, Some(table.header()))?.has_more()?;
+            more = more || files.format.open(file, names, Some(table.header()))?.has_more()?;
         }
         if !more {
-            return Err(files.form.refuse_empty(&files.files[0], files.files.len()));
+            return Err(files.format.refuse_empty(&files.files[0], files.files.len()));
         }
         let added = columns.id.is_none().then(|| ID_NAMES[0].to_owned());
         let shift = usize::from(added.is_some());
@@ -93,8 +93,8 @@ impl CorpusReader {
             ids_are_paths: columns.id.is_none(),
         };
         let file = Arc::new(files.files[0].clone());
-        let beside = files.form.beside(&file);
-        let prefix = prefix_of(&beside, &files.folder)?;
+        let base = files.format.base(&file);
+        let prefix = prefix_of(&base, &files.folder)?;
         files.tell(path);
         Ok(Self {
             path: path.to_path_buf(),
@@ -103,7 +103,7 @@ impl CorpusReader {
             table,
             shard: 0,
             file,
-            beside,
+            base,
             prefix,
             schema,
             columns,
@@ -194,10 +194,10 @@ impl CorpusReader {
     fn open_shard(&mut self, shard: usize) -> Result<()> {
         let file = &self.files.files[shard];
         let header = &self.schema.columns[usize::from(self.schema.ids_are_paths)..];
-        self.table = self.files.form.open(file, &self.names, Some(header))?;
+        self.table = self.files.format.open(file, &self.names, Some(header))?;
         self.table.expect_text(&self.columns.all());
-        self.beside = self.files.form.beside(file);
-        self.prefix = prefix_of(&self.beside, &self.files.folder)?;
+        self.base = self.files.format.base(file);
+        self.prefix = prefix_of(&self.base, &self.files.folder)?;
         self.file = Arc::new(file.clone());
         self.shard = shard;
         Ok(())
@@ -257,7 +257,7 @@ impl CorpusReader {
             row: self.next_row,
             origin: table.origin(&self.file),
             id: field(id.unwrap_or(image)).to_owned(),
-            image: ImageRef::from(self.beside.beside(written)),
+            image: ImageRef::from(self.base.sibling(written)),
             caption: field(caption).to_owned(),
             fields: added.into_iter().chain(columns).map(str::to_owned).collect(),
             malformed: None,

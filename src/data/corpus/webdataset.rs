@@ -268,6 +268,17 @@ impl WebDataset {
             Some(expected) => (*expected == ending).then_some(0),
             None => IMAGE_ENDINGS.iter().position(|known| *known == ending),
         };
+        if let (Some(_), Some((_, other))) = (rank, &sample.image) {
+            let ending_of = |name: &str| {
+                sample_key(name.as_bytes())
+                    .map_or_else(String::new, |(_, ending)| String::from_utf8_lossy(ending).to_lowercase())
+            };
+            warn_once(format!(
+                "some samples have several images, such as .{} and .{ending}, of which one is used; choose with \
+                 --set columns.image=ENDING",
+                ending_of(other)
+            ));
+        }
         if let Some(rank) = rank
             && sample.image.as_ref().is_none_or(|(chosen, _)| rank < *chosen)
         {

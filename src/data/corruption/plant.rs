@@ -45,7 +45,7 @@ pub struct PlantSettings {
     /// The corpus.
     pub corpus: PathBuf,
     /// The format of the corpus; `None` to detect it.
-    pub form: Option<CorpusFormat>,
+    pub format: Option<CorpusFormat>,
     /// Its columns.
     pub columns: ColumnNames,
     /// Counts malformed rows as failed records.
@@ -92,7 +92,7 @@ pub fn plant(
     progress: &mut dyn Progress,
 ) -> Result<Planted> {
     let PlantSettings { shares, seed, .. } = settings;
-    let corpus = Corpus::open_as(&settings.corpus, &settings.columns, settings.form)?
+    let corpus = Corpus::open_as(&settings.corpus, &settings.columns, settings.format)?
         .skipping_malformed(settings.skip_bad_rows);
     let schema = corpus.schema().clone();
     if let Some(taken) =
@@ -113,7 +113,7 @@ pub fn plant(
     }
     let (records, malformed) = interrupt.while_reading("nothing was written", || corpus.read_usable())?;
     let assigned = assign(&records, category, shares, *seed)?;
-    let mut inputs = CorpusFiles::inputs(&settings.corpus, settings.form);
+    let mut inputs = CorpusFiles::inputs(&settings.corpus, settings.format);
     inputs.extend(image_folders(&records));
     let claim = Claim { command: "plant", inputs: &inputs, overwrite: settings.overwrite };
     let folder = OutputFolder::claim(&claim, &settings.out, &[])?;

@@ -6,6 +6,7 @@
 mod compressed;
 pub mod container;
 mod local;
+mod parquet_file;
 
 use std::io;
 
@@ -13,6 +14,7 @@ use super::location::{Location, not_local};
 use crate::files::digest_of;
 pub use compressed::{Codec, Decompressed};
 pub use local::LocalStore;
+pub(crate) use parquet_file::open_parquet;
 
 /// Metadata of an object. Equal stamps mean that the object is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,7 +59,7 @@ pub struct AttributeRequest {
     /// The validation set, whose mean loss is attributed.
     pub validation: PathBuf,
     /// The format of the corpus and of the validation set; `None` to detect them.
-    pub form: Option<CorpusFormat>,
+    pub format: Option<CorpusFormat>,
     /// The table to write, `.csv` or `.parquet`.
     pub out: PathBuf,
     /// The geometry of the inner products.
@@ -173,7 +173,7 @@ pub fn attribute(
 ) -> Result<AttributeSummary> {
     let mut inputs = request.checkpoints.clone();
     for path in [&request.corpus, &request.validation] {
-        inputs.extend(CorpusFiles::inputs(path, request.form));
+        inputs.extend(CorpusFiles::inputs(path, request.format));
     }
     let claim = Claim { command: WORDS.command, inputs: &inputs, overwrite: request.overwrite };
     let parts = Parts::of(&claim, &request.out, &[], WORDS)?;
@@ -319,8 +319,8 @@ fn same_folder(one: &Path, other: &Path) -> bool {
 impl<'a> Setting<'a> {
     fn new(run: &Path, request: &'a AttributeRequest) -> Result<Self> {
         let mut config = configuration(run, &request.sets)?;
-        config.read_as(&request.corpus, request.form);
-        config.read_as(&request.validation, request.form);
+        config.read_as(&request.corpus, request.format);
+        config.read_as(&request.validation, request.format);
         if config.compat.cross_attention_first_sample {
             return Err(Error::input(
                 run,

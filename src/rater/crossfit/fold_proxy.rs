@@ -8,15 +8,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CrossFit, folds::Training};
+use super::{CrossFit, folds::Training, largest_batch};
 use crate::{
-    engine::ops::pyramid::CodeReader,
+    config::Config,
+    engine::{cuda::Device, ops::pyramid::CodeReader},
     error::{Error, Result},
     files::{remove_leftovers, sha256},
     generator::fit::Model,
     interrupt::{AS_IT_WAS, Interrupt},
     jobs::progress::Progress,
-    tokens::{batch::Batch, encoded::EncodedCorpus},
+    tokens::{batch::Batch, encoded::EncodedCorpus, encoders::Encoders},
     training::{
         checkpoint::{
             self, MODEL, Tensors,
@@ -69,6 +70,9 @@ struct State {
     summary: FoldProxySummary,
     config: String,
     data: String,
+    /// The captions of the fold's bank; empty in a run of an earlier version.
+    #[serde(default)]
+    bank: Vec<String>,
 }
 
 /// The training of one fold's proxy in progress.
@@ -139,6 +143,43 @@ pub(super) fn train(
     run.finish()
 }
 
+/// The training of a fold's proxy.
+///
+/// # Errors
+/// If there is none, or it is damaged.
+pub(super) fn summary(folder: &Path) -> Result<FoldProxySummary> {
+    Ok(folder::open::<State>(&newest(folder)?)?.state.summary)
+}
+
+/// The newest checkpoint of a fold.
+fn newest(folder: &Path) -> Result<PathBuf> {
+    let newest = if folder.is_dir() { folder::newest(folder)? } else { None };
+    newest.ok_or_else(|| Error::input(folder, format!("{}: the fold's proxy is missing", folder.display())))
+}
+
+/// Loads a fold's proxy with the best epoch's weights, and the captions of its bank.
+///
+/// # Errors
+/// If there is none, it is damaged, or it does not match the configuration.
+pub(super) fn load(
+    folder: &Path,
+    config: &Config,
+    encoders: &Encoders,
+    device: Option<&Device>,
+) -> Result<(Model, Vec<String>)> {
+    let path = newest(folder)?;
+    let opened = folder::open::<State>(&path)?;
+    let (vocabulary, code_channels, text_channels) = encoders.sizes();
+    let mut model = Model::uninitialized(config, [vocabulary, code_channels, text_channels])?;
+    checkpoint::restore_weights(&path, &opened.tensors(BEST)?, &mut model.parameters)?;
+    if let Some(device) = device {
+        model.move_to(device, config.compute)?;
+        let quantizer = encoders.tokenizer.quantizer();
+        model.reader = Some(CodeReader::new(quantizer, device, largest_batch(config))?);
+    }
+    Ok((model, opened.state.bank))
+}
+
 impl<'a> Run<'a> {
     fn new(cross_fit: &'a CrossFit<'a>, fold: usize, Training { train, aside }: &Training) -> Result<Self> {
         let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
@@ -157,7 +198,7 @@ impl<'a> Run<'a> {
         }
         if let Some(device) = cross_fit.device {
             model.move_to(device, cross_fit.config.compute)?;
-            model.reader = Some(CodeReader::new(quantizer, device, cross_fit.largest_batch())?);
+            model.reader = Some(CodeReader::new(quantizer, device, largest_batch(cross_fit.config))?);
         }
         let corpus = &cross_fit.data.train;
         let (train, aside) = (corpus.part(train, Vec::new()), corpus.part(aside, Vec::new()));
@@ -221,6 +262,7 @@ impl<'a> Run<'a> {
             summary: self.summary.clone(),
             config: self.cross_fit.config.fingerprint(),
             data: self.data.clone(),
+            bank: self.cross_fit.bank(self.fold)?.captions().to_vec(),
         };
         let weights = checkpoint::weights(&self.model.parameters)?;
         let moments = checkpoint::moments("model", &self.model.parameters, &self.model.optimizer)?;

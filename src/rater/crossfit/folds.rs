@@ -68,6 +68,21 @@ impl Folds {
         (0..self.of.len()).filter(|&index| self.of[index] == fold).collect()
     }
 
+    /// Fails if the records outside a fold are too few to train on batches of `batch`.
+    ///
+    /// # Errors
+    /// If so; the message has the largest batch that is possible.
+    pub(super) fn expect_batches(&self, batch: usize) -> Result<()> {
+        let trainable =
+            |batch: usize| (0..self.count).try_for_each(|fold| self.training(fold, batch).map(drop));
+        trainable(batch).map_err(|error| {
+            let largest = (1..batch).rev().find(|&batch| trainable(batch).is_ok());
+            let cure =
+                largest.map_or_else(|| "add data".to_owned(), |bs| format!("add data, or set bs={bs}"));
+            Error::not_enough_data(format!("{error}; {cure}"))
+        })
+    }
+
     /// The records that the proxy of a fold learns from: all others, of which whole groups are set aside.
     ///
     /// # Errors
@@ -97,7 +112,7 @@ impl Folds {
         if train.len() < batch || aside.is_empty() {
             return Err(Error::not_enough_data(format!(
                 "{count} records are too few for the proxy of fold {fold}: it is trained on batches of {batch}, {required} \
-                 are set aside, and the largest group of near-duplicates has {largest}; lower bs or add data"
+                 are set aside, and the largest group of near-duplicates has {largest}"
             )));
         }
         Ok(Training { train, aside })

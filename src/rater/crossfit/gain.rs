@@ -10,18 +10,20 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CrossFit, fold_proxy::FoldProxy, folds::hash};
+use super::{CrossFit, fold_proxy::FoldProxy, folds::hash, largest_batch};
 use crate::{
+    config::Config,
+    encode::{ImageTokenizer, TextEncoder},
     engine::ops::pyramid::Reach,
     error::{Error, Result},
     files::{
         sealed::{read_sealed, write_sealed},
         sha256,
     },
-    generator::fit::{mean_over_scales, normalized},
+    generator::fit::{Model, mean_over_scales, normalized},
     interrupt::Interrupt,
     jobs::progress::Progress,
-    tokens::encoded::{batch, in_parallel},
+    tokens::encoded::{EncodedCorpus, batch, in_parallel},
 };
 
 /// Captions of a bank.
@@ -56,18 +58,18 @@ impl HeldOut {
 }
 
 /// Captions of a fold that its records are compared with.
-pub(super) struct Bank<'a> {
-    captions: Vec<&'a str>,
+pub(super) struct Bank {
+    captions: Vec<String>,
     normalized: Vec<String>,
     seed: u64,
 }
 
-impl<'a> Bank<'a> {
+impl Bank {
     /// At most 256 distinct captions, chosen by a hash of the seed and the record's id.
     ///
     /// # Errors
     /// If the fold has fewer than two distinct captions.
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         records: impl Iterator<Item = (&'a str, &'a str)>,
         seed: u64,
         fold: usize,
@@ -75,12 +77,11 @@ impl<'a> Bank<'a> {
         let mut order: Vec<(u64, &str, &str)> =
             records.map(|(id, caption)| (hash(seed, "bank", id, 0), id, caption)).collect();
         order.sort_unstable();
-        let (mut captions, mut texts, mut known) = (Vec::new(), Vec::new(), HashSet::new());
+        let (mut captions, mut known) = (Vec::new(), HashSet::new());
         for (_, _, caption) in order {
             let text = normalized(caption);
-            if captions.len() < BANK && !text.is_empty() && known.insert(text.clone()) {
-                captions.push(caption);
-                texts.push(text);
+            if captions.len() < BANK && !text.is_empty() && known.insert(text) {
+                captions.push(caption.to_owned());
             }
         }
         if captions.len() < 2 {
@@ -89,11 +90,21 @@ impl<'a> Bank<'a> {
                  another rule"
             )));
         }
-        Ok(Self { captions, normalized: texts, seed })
+        Ok(Self::of(captions, seed))
+    }
+
+    /// The bank of these captions.
+    pub(super) fn of(captions: Vec<String>, seed: u64) -> Self {
+        Self { normalized: captions.iter().map(|caption| normalized(caption)).collect(), captions, seed }
+    }
+
+    /// Its captions.
+    pub(super) fn captions(&self) -> &[String] {
+        &self.captions
     }
 
     /// `count` distinct captions for a record, none of them its own; fewer if the bank has no more.
-    fn others(&self, id: &str, caption: &str, count: usize) -> Vec<&'a str> {
+    fn others(&self, id: &str, caption: &str, count: usize) -> Vec<&str> {
         let (own, size) = (normalized(caption), self.captions.len());
         let mut free: Vec<bool> = self.normalized.iter().map(|text| *text != own).collect();
         let mut chosen = Vec::with_capacity(count);
@@ -101,7 +112,7 @@ impl<'a> Bank<'a> {
             let start =
                 usize::try_from(hash(self.seed, "other", id, number as u64) % size as u64).unwrap_or(0);
             let next = (start..size).chain(0..start).find(|&at| free[at]);
-            chosen.extend(next.map(|at| self.captions[at]));
+            chosen.extend(next.map(|at| self.captions[at].as_str()));
             next.into_iter().for_each(|at| free[at] = false);
         }
         chosen
@@ -121,7 +132,7 @@ struct Part {
     gains: Vec<HeldOut>,
 }
 
-/// The gains of a fold's records, in order. Finished parts are kept in the fold's folder.
+/// The measurements of records by a fold's proxy, in order. Finished parts are kept under `name` in the fold's folder.
 ///
 /// # Errors
 /// If the fold has too few distinct captions, a loss is not finite, a file cannot be written, or the user interrupts.
@@ -129,11 +140,15 @@ pub(super) fn gains(
     cross_fit: &CrossFit<'_>,
     fold: usize,
     proxy: &FoldProxy,
+    (name, records): (&str, &[usize]),
     interrupt: &Interrupt,
     progress: &mut dyn Progress,
 ) -> Result<Vec<HeldOut>> {
-    let (corpus, members) = (&cross_fit.data.train, cross_fit.folds.members(fold));
+    let corpus = &cross_fit.data.train;
     let bank = cross_fit.bank(fold)?;
+    let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
+    let evaluator =
+        Evaluator { config: cross_fit.config, tokenizer, text, model: &proxy.model, bank: &bank, fold };
     let common = [
         proxy.fingerprint.clone(),
         bank.fingerprint(),
@@ -141,11 +156,11 @@ pub(super) fn gains(
         cross_fit.data.text.fingerprint(),
     ]
     .join("+");
-    let mut found = Vec::with_capacity(members.len());
-    for (number, part) in members.chunks(PART).enumerate() {
-        let path = cross_fit.folder(fold).join(format!("gains-{number:06}.json"));
-        let records = corpus.part(part, Vec::new()).fingerprint();
-        let evaluated_by = sha256(format!("{common}+{records}").as_bytes());
+    let mut found = Vec::with_capacity(records.len());
+    for (number, part) in records.chunks(PART).enumerate() {
+        let path = cross_fit.folder(fold).join(format!("{name}-{number:06}.json"));
+        let evaluated = corpus.part(part, Vec::new()).fingerprint();
+        let evaluated_by = sha256(format!("{common}+{evaluated}").as_bytes());
         let kept = path.exists().then(|| read_sealed::<Part>(&path, "it is computed again"));
         match kept {
             Some(Ok(kept)) if kept.evaluated_by == evaluated_by && kept.gains.len() == part.len() => {
@@ -160,12 +175,19 @@ pub(super) fn gains(
             interrupt.check(&format!(
                 "{} of {} captions of fold {fold} are evaluated; continue with `train --out {} --resume`",
                 found.len(),
-                members.len(),
+                records.len(),
                 cross_fit.directory.path().display()
             ))?;
-            gains.extend(evaluate_chunk(cross_fit, fold, proxy, &bank, chunk)?);
+            for (found, &index) in evaluator.evaluate(corpus, chunk)?.into_iter().zip(chunk) {
+                gains.push(found.ok_or_else(|| {
+                    Error::Diverged(format!(
+                        "the loss or gradient of {} is not finite under the proxy of fold {fold}; lower tlr or tclip",
+                        corpus.ids[index]
+                    ))
+                })?);
+            }
             let done = found.len() + gains.len();
-            progress.counted("evaluating captions", done as u64, members.len() as u64);
+            progress.counted("evaluating captions", done as u64, records.len() as u64);
         }
         write_sealed(&path, &Part { evaluated_by, gains: gains.clone() })?;
         found.extend(gains);
@@ -173,77 +195,83 @@ pub(super) fn gains(
     Ok(found)
 }
 
-/// Evaluates some records. On a CPU, each is a batch of its own, so that its bits do not depend on the others.
-fn evaluate_chunk(
-    cross_fit: &CrossFit<'_>,
-    fold: usize,
-    proxy: &FoldProxy,
-    bank: &Bank<'_>,
-    chunk: &[usize],
-) -> Result<Vec<HeldOut>> {
-    let corpus = &cross_fit.data.train;
-    let count = cross_fit.config.crossfit.captions;
-    let of = |index: usize, norm: f64| -> Result<HeldOut> {
-        let own = corpus.captions[index].as_str();
-        let others = bank.others(&corpus.ids[index], own, count);
-        let captions: Vec<&str> = [own, ""].into_iter().chain(others).collect();
-        let losses = losses(cross_fit, proxy, index, &captions, count + 2)?;
-        summary(fold, &losses, norm).ok_or_else(|| {
-            Error::Diverged(format!(
-                "the loss or gradient of {} is not finite under the proxy of fold {fold}; lower tlr or tclip",
-                corpus.ids[index]
-            ))
-        })
-    };
-    match cross_fit.device {
-        None => in_parallel(chunk, |&index| of(index, gradient_norms(cross_fit, proxy, &[index], 1)?[0])),
-        Some(_) => {
-            let norms = gradient_norms(cross_fit, proxy, chunk, cross_fit.largest_batch())?;
-            chunk.iter().zip(norms).map(|(&index, norm)| of(index, norm)).collect()
+/// Evaluates records with the proxy of a fold.
+pub(super) struct Evaluator<'a> {
+    pub(super) config: &'a Config,
+    pub(super) tokenizer: &'a dyn ImageTokenizer,
+    pub(super) text: &'a dyn TextEncoder,
+    /// The proxy.
+    pub(super) model: &'a Model,
+    /// The captions that the record's own is compared with.
+    pub(super) bank: &'a Bank,
+    pub(super) fold: usize,
+}
+
+impl Evaluator<'_> {
+    /// Evaluates the records at `chunk`; `None` if a loss or gradient is not finite. On a CPU, each is a batch of its own,
+    /// so that its bits do not depend on the others.
+    ///
+    /// # Errors
+    /// If an encoder or a device fails.
+    pub(super) fn evaluate(&self, corpus: &EncodedCorpus, chunk: &[usize]) -> Result<Vec<Option<HeldOut>>> {
+        let count = self.config.crossfit.captions;
+        let of = |index: usize, norm: f64| -> Result<Option<HeldOut>> {
+            let own = corpus.captions[index].as_str();
+            let others = self.bank.others(&corpus.ids[index], own, count);
+            let captions: Vec<&str> = [own, ""].into_iter().chain(others).collect();
+            Ok(summary(self.fold, &self.losses(corpus, index, &captions, count + 2)?, norm))
+        };
+        if !self.is_on_device() {
+            return in_parallel(chunk, |&index| of(index, self.gradient_norms(corpus, &[index], 1)?[0]));
         }
+        let rows = largest_batch(self.config);
+        let mut found = Vec::with_capacity(chunk.len());
+        for part in chunk.chunks(rows) {
+            for (&index, norm) in part.iter().zip(self.gradient_norms(corpus, part, rows)?) {
+                found.push(of(index, norm)?);
+            }
+        }
+        Ok(found)
     }
-}
 
-/// The losses of an image with each caption, averaged over the scales. On a device, the batch is padded to `rows`, so that every batch does the
-/// same work.
-fn losses(
-    cross_fit: &CrossFit<'_>,
-    proxy: &FoldProxy,
-    index: usize,
-    captions: &[&str],
-    rows: usize,
-) -> Result<Vec<f64>> {
-    let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
-    let count = captions.len();
-    let rows = if cross_fit.device.is_some() { rows } else { count };
-    let captions: Vec<&str> = captions.iter().copied().chain(std::iter::repeat("")).take(rows).collect();
-    let codes = cross_fit.data.train.codes(&vec![index; rows])?;
-    let mut batch = batch(codes, &captions, tokenizer, text)?;
-    if cross_fit.device.is_none() {
-        batch = batch.with_reach(tokenizer.quantizer(), Reach::Before)?;
+    fn is_on_device(&self) -> bool {
+        self.model.parameters.device().is_some()
     }
-    let losses = proxy.model.scale_losses(&batch, tokenizer.quantizer().patch_nums())?;
-    Ok(losses.iter().take(count).map(|scales| mean_over_scales(scales)).collect())
-}
 
-/// The norms of the gradients of the records' losses, computed in a batch that is padded to `rows` with the last record.
-fn gradient_norms(
-    cross_fit: &CrossFit<'_>,
-    proxy: &FoldProxy,
-    indices: &[usize],
-    rows: usize,
-) -> Result<Vec<f64>> {
-    let (tokenizer, text) = (cross_fit.data.tokenizer.as_ref(), cross_fit.data.text.as_ref());
-    let last = indices.last().copied().unwrap_or(0);
-    let padded: Vec<usize> =
-        indices.iter().copied().chain(std::iter::repeat(last)).take(rows.max(indices.len())).collect();
-    let mut batch = cross_fit.data.train.batch(&padded, |_, _| false, tokenizer, text)?;
-    if cross_fit.device.is_none() {
-        batch = batch.with_reach(tokenizer.quantizer(), Reach::Before)?;
+    /// The losses of an image with each caption, averaged over the scales. On a device, the batch is padded to `rows`, so
+    /// that every batch does the same work.
+    fn losses(
+        &self,
+        corpus: &EncodedCorpus,
+        index: usize,
+        captions: &[&str],
+        rows: usize,
+    ) -> Result<Vec<f64>> {
+        let quantizer = self.tokenizer.quantizer();
+        let count = captions.len();
+        let rows = if self.is_on_device() { rows } else { count };
+        let captions: Vec<&str> = captions.iter().copied().chain(std::iter::repeat("")).take(rows).collect();
+        let mut batch = batch(corpus.codes(&vec![index; rows])?, &captions, self.tokenizer, self.text)?;
+        if !self.is_on_device() {
+            batch = batch.with_reach(quantizer, Reach::Before)?;
+        }
+        let losses = self.model.scale_losses(&batch, quantizer.patch_nums())?;
+        Ok(losses.iter().take(count).map(|scales| mean_over_scales(scales)).collect())
     }
-    let mut norms = proxy.model.gradient_norms(&batch)?;
-    norms.truncate(indices.len());
-    Ok(norms)
+
+    /// The norms of the gradients of the records' losses, computed in a batch that is padded to `rows` with the last record.
+    fn gradient_norms(&self, corpus: &EncodedCorpus, indices: &[usize], rows: usize) -> Result<Vec<f64>> {
+        let last = indices.last().copied().unwrap_or(0);
+        let padded: Vec<usize> =
+            indices.iter().copied().chain(std::iter::repeat(last)).take(rows.max(indices.len())).collect();
+        let mut batch = corpus.batch(&padded, |_, _| false, self.tokenizer, self.text)?;
+        if !self.is_on_device() {
+            batch = batch.with_reach(self.tokenizer.quantizer(), Reach::Before)?;
+        }
+        let mut norms = self.model.gradient_norms(&batch)?;
+        norms.truncate(indices.len());
+        Ok(norms)
+    }
 }
 
 /// The measurements from the losses with a record's own caption, the empty one, and the others.

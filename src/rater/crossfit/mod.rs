@@ -4,33 +4,39 @@
 //! It [measures](HeldOut) the loss, the caption gain and the gradient norm. A rule that needs them (`rule: norm-gain`,
 //! `rule: gain`) combines their percentiles within each fold, because the proxies of two folds have different scales. The
 //! ratings are mid-rank percentiles within the fold again. [Scoring](crate::rater::scorer) looks them up for the records
-//! of the run; the rater, whose targets are their normal scores, rates the others.
+//! of the run; for other ones, the proxies of all folds [evaluate](measured) them, and the rating is the mean of the
+//! percentiles. The rater, whose targets are the normal scores of the ratings, is a fast approximation.
 
+mod agreement;
 mod fold_proxy;
 mod folds;
 mod gain;
 mod groups;
 mod measured;
 mod normal;
+mod page;
+mod reference;
 
 use std::{fmt, fs, path::PathBuf};
 
+pub use agreement::Agreement;
 pub use fold_proxy::FoldProxySummary;
 pub use gain::HeldOut;
 pub(crate) use measured::{MeasuredRatings, read_measured};
+pub(crate) use page::{Explanation, RunMeasurements};
 
 use folds::Folds;
 use gain::Bank;
 use normal::normal_quantile;
+use reference::Reference;
 
 use crate::{
     config::Config,
-    engine::{Tensor, cuda::Device},
+    engine::cuda::Device,
     error::{Error, Result},
     files::{sealed::Written, sha256_of_file, write_csv},
     interrupt::Interrupt,
     jobs::progress::Progress,
-    rater::rules::Measurements,
     tokens::encoded::EncodedCorpus,
     training::{prepared::Prepared, run_directory::RunDirectory},
 };
@@ -61,6 +67,8 @@ pub(super) struct CrossFitted {
     ratings: Vec<f64>,
     /// The training of each fold's proxy, and the number of records that it evaluated.
     pub(super) folds: Vec<(FoldProxySummary, usize)>,
+    /// How far the proxies agree.
+    pub(super) agreement: Option<Agreement>,
 }
 
 impl<'a> CrossFit<'a> {
@@ -79,16 +87,17 @@ impl<'a> CrossFit<'a> {
         let cross_fit = Self { config, directory, data, device, folds };
         // Before hours of training.
         for fold in 0..cross_fit.folds.count {
-            if cross_fit.folds.members(fold).is_empty() {
+            let (count, members) = (cross_fit.folds.count, cross_fit.folds.members(fold).len());
+            if members < 2 {
+                let lower = if count > 2 { "lower crossfit.folds, or add data" } else { "add data" };
                 return Err(Error::not_enough_data(format!(
-                    "fold {fold} of {} has no record, because near-duplicates share a fold; lower crossfit.folds, or add \
-                     data",
-                    cross_fit.folds.count
+                    "fold {fold} of {count} has {members} of the {} records (near-duplicates share a fold); {lower}",
+                    data.train.len()
                 )));
             }
         }
+        cross_fit.folds.expect_batches(config.training.batch)?;
         for fold in 0..cross_fit.folds.count {
-            cross_fit.folds.training(fold, config.training.batch)?;
             cross_fit.bank(fold)?;
         }
         Ok(cross_fit)
@@ -106,45 +115,43 @@ impl<'a> CrossFit<'a> {
             ));
         }
         let mut measured = vec![None; self.data.train.len()];
-        let mut folds = Vec::with_capacity(self.folds.count);
+        let (mut folds, mut references) = (Vec::new(), Vec::new());
+        let mut aside = Vec::new();
         for fold in 0..self.folds.count {
             let proxy = fold_proxy::train(self, fold, interrupt, progress)?;
-            let found = gain::gains(self, fold, &proxy, interrupt, progress)?;
+            let members = self.folds.members(fold);
+            let found = gain::gains(self, fold, &proxy, ("gains", &members), interrupt, progress)?;
+            references.push(Reference::new(&found, self.config.training.rule.rule.formula)?);
             folds.push((proxy.summary.clone(), found.len()));
-            for (index, found) in self.folds.members(fold).into_iter().zip(found) {
+            for (index, found) in members.into_iter().zip(found) {
                 measured[index] = Some(found);
             }
+            let others = self.folds.training(fold, self.config.training.batch)?.aside;
+            let found = gain::gains(self, fold, &proxy, ("aside", &others), interrupt, progress)?;
+            aside.extend(others.into_iter().zip(found));
         }
         let found: Vec<HeldOut> = measured
             .into_iter()
             .collect::<Option<_>>()
             .ok_or_else(|| Error::invalid("a record is in no fold"))?;
-        let ratings = self.ratings(&found)?;
-        Ok(CrossFitted { found, ratings, folds })
+        let ratings = self.ratings(&found, &references)?;
+        let pairs: Vec<_> = aside.into_iter().map(|(index, aside)| (aside, found[index])).collect();
+        let agreement = Agreement::of(&references, &pairs)?;
+        if let Some(agreement) = &agreement {
+            agreement.write(&self.directory.folds())?;
+            agreement.warn();
+        }
+        Ok(CrossFitted { found, ratings, folds, agreement })
     }
 
-    /// Percentiles of the rule's signal `−c_i` within each fold. The rule gets percentiles, too.
-    fn ratings(&self, found: &[HeldOut]) -> Result<Vec<f64>> {
-        let formula = self.config.training.rule.rule.formula;
+    /// The percentiles of the rule's signal within each fold.
+    fn ratings(&self, found: &[HeldOut], references: &[Reference]) -> Result<Vec<f64>> {
         let mut ratings = vec![0.0; found.len()];
-        for fold in 0..self.folds.count {
+        for (fold, reference) in references.iter().enumerate() {
             let members = self.folds.members(fold);
-            let ranked = |of: fn(&HeldOut) -> f64| {
-                let values: Vec<f64> = members.iter().map(|&index| of(&found[index])).collect();
-                Tensor::new(&[values.len()], percentiles(&values))
-            };
-            let loss = ranked(|found| found.loss)?;
-            let (gain, norm) = (ranked(HeldOut::caption_gain)?, ranked(|found| found.gradient_norm)?);
-            let constants = formula.constants(&Measurements {
-                loss: &loss,
-                reference_loss: None,
-                product: None,
-                squared_norm: Some(&norm),
-                caption_gain: Some(&gain),
-            })?;
-            let signals: Vec<f64> = constants.to_f64_vec()?.into_iter().map(|constant| -constant).collect();
-            for (index, percentile) in members.into_iter().zip(percentiles(&signals)) {
-                ratings[index] = percentile;
+            let measured: Vec<HeldOut> = members.iter().map(|&index| found[index]).collect();
+            for (index, rating) in members.into_iter().zip(reference.ratings(&measured)?) {
+                ratings[index] = rating;
             }
         }
         Ok(ratings)
@@ -156,22 +163,22 @@ impl<'a> CrossFit<'a> {
     }
 
     /// The captions that the records of a fold are compared with.
-    fn bank(&self, fold: usize) -> Result<Bank<'_>> {
+    fn bank(&self, fold: usize) -> Result<Bank> {
         let corpus = &self.data.train;
         let members = self.folds.members(fold);
         let records = members.iter().map(|&index| (&*corpus.ids[index], &*corpus.captions[index]));
         Bank::new(records, self.config.seed, fold)
     }
 
-    /// The largest batch.
-    fn largest_batch(&self) -> usize {
-        self.config.training.batch.max(self.config.crossfit.captions + 2)
-    }
-
     /// Records per check for an interrupt, and on a device per batch of gradient norms.
     fn chunk(&self) -> usize {
-        if self.device.is_some() { self.largest_batch() } else { CHUNK }
+        if self.device.is_some() { largest_batch(self.config) } else { CHUNK }
     }
+}
+
+/// The largest batch of a fold's proxy.
+fn largest_batch(config: &Config) -> usize {
+    config.training.batch.max(config.crossfit.captions + 2)
 }
 
 /// What the caption gains of a corpus tell of its captions.
@@ -181,6 +188,16 @@ pub struct CaptionSignal {
     pub mean: f64,
     /// The share of records with a gain above 0.
     pub positive: f64,
+}
+
+impl CaptionSignal {
+    /// What these measurements tell.
+    fn of<'a>(found: impl Iterator<Item = &'a HeldOut>) -> Self {
+        let gains: Vec<f64> = found.map(HeldOut::caption_gain).collect();
+        let count = gains.len() as f64;
+        let positive = gains.iter().filter(|&&gain| gain > 0.0).count() as f64 / count;
+        Self { mean: gains.iter().sum::<f64>() / count, positive }
+    }
 }
 
 impl fmt::Display for CaptionSignal {
@@ -197,18 +214,15 @@ impl fmt::Display for CaptionSignal {
 impl CrossFitted {
     /// What the gains tell of the captions; warns if that is little.
     pub(super) fn caption_signal(&self) -> CaptionSignal {
-        let count = self.found.len() as f64;
-        let gains = || self.found.iter().map(HeldOut::caption_gain);
-        let mean = gains().sum::<f64>() / count;
-        let positive = gains().filter(|&gain| gain > 0.0).count() as f64 / count;
-        if positive < HELPFUL {
+        let signal = CaptionSignal::of(self.found.iter());
+        if signal.positive < HELPFUL {
             tracing::warn!(
                 "captions help to predict only {:.0}% of the images (50% by chance), so the ratings say little about \
                  captions; more data, or a larger proxy_width or crossfit.epochs, may help",
-                100.0 * positive
+                100.0 * signal.positive
             );
         }
-        CaptionSignal { mean, positive }
+        signal
     }
 
     /// The rater's targets: the normal scores of the ratings.
@@ -239,30 +253,5 @@ impl CrossFitted {
         write_csv(&path, &header, rows)?;
         let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
         Ok(Written { bytes, sha256: sha256_of_file(&path)? })
-    }
-}
-
-/// Mid-rank percentiles, in (0, 1): equal values share the mean of their ranks.
-fn percentiles(values: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&one, &other| values[one].total_cmp(&values[other]));
-    let mut found = vec![0.0; values.len()];
-    for equal in order.chunk_by(|&one, &other| values[one] == values[other]) {
-        let before = order.partition_point(|&other| values[other] < values[equal[0]]);
-        let percentile = (before as f64 + equal.len() as f64 / 2.0) / values.len() as f64;
-        equal.iter().for_each(|&index| found[index] = percentile);
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_values_share_a_percentile() {
-        assert_eq!(percentiles(&[3.0, 1.0, 3.0, 2.0]), [0.75, 0.125, 0.75, 0.375]);
-        assert_eq!(percentiles(&[5.0, 5.0]), [0.5, 0.5]);
-        assert!(percentiles(&[]).is_empty());
     }
 }

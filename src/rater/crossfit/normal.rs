@@ -50,15 +50,6 @@ pub(super) fn normal_quantile(share: f64) -> f64 {
     }
 }
 
-/// The distribution function of the standard normal distribution (Abramowitz and Stegun 26.2.17, error below 7.5e-8).
-pub(super) fn normal_share(quantile: f64) -> f64 {
-    const B: [f64; 5] = [1.330_274_429, -1.821_255_978, 1.781_477_937, -0.356_563_782, 0.319_381_530];
-    let t = 1.0 / (1.0 + 0.231_641_9 * quantile.abs());
-    let density = (-0.5 * quantile * quantile).exp() / std::f64::consts::TAU.sqrt();
-    let tail = density * t * B.iter().fold(0.0, |sum, factor| sum * t + factor);
-    if quantile < 0.0 { tail } else { 1.0 - tail }
-}
-
 #[cfg(test)]
 mod tests {
     use approx::assert_relative_eq;
@@ -77,13 +68,5 @@ mod tests {
         ] {
             assert_relative_eq!(normal_quantile(share), expected, epsilon = 1e-8, max_relative = 1e-8);
         }
-    }
-
-    #[test]
-    fn the_share_inverts_the_quantile() {
-        for share in [0.000_1, 0.01, 0.3, 0.5, 0.75, 0.999] {
-            assert_relative_eq!(normal_share(normal_quantile(share)), share, epsilon = 1e-6);
-        }
-        assert_eq!((normal_share(f64::NEG_INFINITY), normal_share(f64::INFINITY)), (0.0, 1.0));
     }
 }

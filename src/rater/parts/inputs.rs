@@ -65,12 +65,12 @@ impl Job {
 pub(crate) fn deciding(config: &Config, cache: Option<&TokenCache>, device: Option<DType>) -> [Input; 3] {
     // The index of the device does not matter.
     let kind = if config.device == DeviceChoice::Emulated { "emulated" } else { "cuda" };
-    let computed = device.map_or_else(|| "processor".to_owned(), |compute| format!("{kind} {compute:?}"));
+    let computed = device.map_or_else(|| "cpu".to_owned(), |compute| format!("{kind} {compute:?}"));
     // A cache returns the encoders' output, except that it may round text states.
     let states = if cache.is_some_and(TokenCache::rounds_text) { "bf16" } else { "as encoded" };
     [
         Input::new("the configuration (--set, --config)", config.fingerprint()),
-        Input::new("where numbers are computed (--device, fp16)", computed),
-        Input::new("the token cache, by what it keeps of captions,", states),
+        Input::new("the device and the data type (--device, fp16)", computed),
+        Input::new("the data type of the cached text states", states),
     ]
 }

@@ -18,7 +18,7 @@ use crate::{
     models::{Proxy, Rater, init},
     rater::{
         bilevel::{Bilevel, BilevelSettings, StepRates, StepReport},
-        crossfit::{CaptionSignal, CrossFit, FoldProxySummary},
+        crossfit::{Agreement, CaptionSignal, CrossFit, FoldProxySummary},
         dynamics::write_figure,
         samples::{SampleRecords, recording},
     },
@@ -57,6 +57,8 @@ pub struct TrainSummary {
     pub folds: Vec<(FoldProxySummary, usize)>,
     /// What the caption gains tell of the captions, under rules that need them, with the folds.
     pub captions: Option<CaptionSignal>,
+    /// How far two proxies agree, under the same rules.
+    pub agreement: Option<Agreement>,
     /// The table of caption gains, under rules that need them.
     pub gains: Option<PathBuf>,
     /// The table and plots of loss and gradient norm by rating over the epochs.
@@ -96,6 +98,9 @@ impl std::fmt::Display for TrainSummary {
         if let Some(captions) = &self.captions {
             write!(formatter, "\n{captions}")?;
         }
+        if let Some(agreement) = &self.agreement {
+            write!(formatter, "\n{agreement}")?;
+        }
         if let Some(last) = &self.last {
             let (loss, accuracy) = (last.validation_loss, last.validation_accuracy);
             write!(formatter, "\nlast step: validation loss {loss:.4}, token accuracy {accuracy:.2}%")?;
@@ -115,6 +120,7 @@ impl std::fmt::Display for TrainSummary {
 struct Evaluated {
     folds: Vec<(FoldProxySummary, usize)>,
     captions: Option<CaptionSignal>,
+    agreement: Option<Agreement>,
 }
 
 /// Whether the rule of the run has validation records.
@@ -244,6 +250,7 @@ pub fn train(
         last,
         folds: evaluated.folds,
         captions: evaluated.captions,
+        agreement: evaluated.agreement,
         gains: run.is_crossfitted().then(|| directory.gains()),
         figures,
     })
@@ -412,7 +419,7 @@ impl Run<'_> {
         journal.note_gains(fitted.write(self.directory, &self.config.data.id_column, &self.data.train)?);
         samples.settle(&fitted.targets());
         let captions = fitted.caption_signal();
-        Ok(Evaluated { folds: fitted.folds, captions: Some(captions) })
+        Ok(Evaluated { folds: fitted.folds, captions: Some(captions), agreement: fitted.agreement })
     }
 
     /// Updates of the proxy; those of the rater alone follow.

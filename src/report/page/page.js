@@ -66,6 +66,7 @@ function show(index) {
   // The caption is last because it may be long.
   const lines = [`id ${tile.id}`, `rank ${tile.rank + 1} of ${sheet.dataset.rows}`, `rating ${tile.rating}`];
   if (tile.loss) lines.push(`loss in training ${tile.loss}`);
+  lines.push(...tile.measured);
   if (tile.note) lines.push(tile.note);
   if (tile.missing) lines.push(tile.missing);
   lines.push("", tile.caption);

@@ -26,6 +26,10 @@ pub(crate) struct Tile {
     pub rating: f64,
     /// Its training loss, if recorded.
     pub loss: Option<f64>,
+    /// Why it is rated low, in a few words; empty if unknown.
+    pub reason: &'static str,
+    /// Its measurements, one per line.
+    pub measured: Vec<String>,
     /// The image as a `data:` URL, or why there is none.
     pub image: std::result::Result<String, String>,
 }
@@ -106,6 +110,7 @@ impl Sheet {
                     "note": tile.note,
                     "rating": number(tile.rating),
                     "loss": tile.loss.map(number),
+                    "measured": tile.measured,
                     "image": match &tile.image { Ok(address) if !shown => Some(address), _ => None },
                     "missing": tile.image.as_ref().err(),
                 })
@@ -145,6 +150,7 @@ impl Tile {
                 small {
                     (number(self.rating))
                     @if let Some(loss) = self.loss { " · loss " (format!("{loss:.2}")) }
+                    @if !self.reason.is_empty() { br; (self.reason) }
                 }
             }
         }
@@ -159,7 +165,9 @@ mod tests {
     fn tile(rank: usize, image: std::result::Result<String, String>) -> Tile {
         let caption = "a </script> & a \"b\"".to_owned();
         let id = format!("pair-{rank}");
-        Tile { rank, id, caption, note: "noise".to_owned(), rating: -0.5, loss: Some(4.25), image }
+        let measured = vec!["caption gain 0.1".to_owned()];
+        let note = "noise".to_owned();
+        Tile { rank, id, caption, note, rating: -0.5, loss: Some(4.25), reason: "low gain", measured, image }
     }
 
     #[test]
@@ -183,6 +191,8 @@ mod tests {
         // The page's own two scripts end, and nothing else does.
         assert_eq!(html.matches("</script>").count(), 2);
         assert_eq!(html.matches("loss 4.25").count(), 2);
+        assert_eq!(html.matches("low gain").count(), 2);
+        assert_eq!(html.matches("caption gain 0.1").count(), 3);
         assert!(data_address(8, &[0; 10]).is_err());
         // A long caption is truncated.
         assert_eq!(beginning(&"狐".repeat(CAPTION)), "狐".repeat(CAPTION));

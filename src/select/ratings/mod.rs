@@ -58,7 +58,7 @@ pub(crate) fn rating_column(table: &Path, named: Option<String>) -> Result<Strin
     if let Some(named) = named {
         return Ok(named);
     }
-    let marker = Marker::read_beside(table)?;
+    let marker = Marker::read_for(table)?;
     let written = marker.and_then(|marker| marker.rating_column);
     Ok(written.unwrap_or_else(|| RatingColumns::default().rating))
 }

@@ -12,7 +12,10 @@ use parquet::{
 
 use super::{RatingColumns, RatingsHeader, table_error};
 use crate::{
-    data::corpus::parquet::{Column, ValueType, column, parquet_error},
+    data::{
+        corpus::parquet::{Column, ValueType, column, parquet_error},
+        store::open_parquet,
+    },
     error::{Error, Result},
     select::ids::Ids,
 };
@@ -42,8 +45,7 @@ impl Source {
     /// Opens a file. `carry` is whether columns besides the id and the rating are needed: binary columns are then
     /// scanned, as only text is carried.
     pub(super) fn open(path: &Path, names: &RatingColumns, carry: bool) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
-        let file = SerializedFileReader::new(file).map_err(|error| parquet_error("read", path, error))?;
+        let file = open_parquet(path).map_err(|error| parquet_error("read", path, error))?;
         let schema = file.metadata().file_metadata().schema_descr_ptr();
         let (mut carried, mut columns, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
         for (leaf, column) in schema.columns().iter().enumerate() {

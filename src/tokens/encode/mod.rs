@@ -276,7 +276,7 @@ fn choose_folder(
     }
     output.expect_own()?;
     let keep = same(&Description::read(&output.staging()));
-    Ok((output.begin_beside(keep)?, true))
+    Ok((output.begin_sibling(keep)?, true))
 }
 
 /// An image tokenizer, the rows whose images could not be used to fit it with the reasons, and the error to report if

@@ -54,7 +54,7 @@ const DYNAMICS: &str = "dynamics";
 /// The tables and records at the start.
 const INPUTS: &str = "inputs.json";
 const FAILED: &str = "failed.csv";
-const FOLDS: &str = "folds";
+pub(crate) const FOLDS: &str = "folds";
 /// The gain of each training record's caption.
 pub(crate) const GAINS: &str = "gains.csv";
 
@@ -81,6 +81,7 @@ pub(crate) const LAYOUT: FolderPatterns = &[
     "image_tokenizer/*",
     "text_encoder/*",
     "checkpoints/*/*",
+    "folds/*",
     "folds/*/*",
     "folds/*/*/*",
     GAINS,
@@ -151,7 +152,7 @@ impl RunDirectory {
         }
         let pending = present != Present::Nothing && !unstarted;
         if pending {
-            folder.begin_beside(false)?;
+            folder.begin_sibling(false)?;
         } else {
             folder.begin_in_place()?;
             folder.clear_in_place()?;

@@ -31,7 +31,7 @@ use crate::{
     data::{
         image::decode::FileFormat,
         location::Location,
-        store::{Kind, container::escaped},
+        store::{Kind, container::escaped, open_parquet},
     },
     error::{Error, Result},
 };
@@ -115,7 +115,7 @@ impl ParquetTable {
                 ));
             }
         }
-        let file = SerializedFileReader::new(file).map_err(|error| parquet_error("read", path, error))?;
+        let file = open_parquet(local).map_err(|error| parquet_error("read", path, error))?;
         let mut table = Self {
             at: at.clone(),
             file,

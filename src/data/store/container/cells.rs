@@ -20,7 +20,10 @@ use parquet::{
 };
 
 use super::slice::Range;
-use crate::data::{location::Location, store::Readable};
+use crate::data::{
+    location::Location,
+    store::{Readable, open_parquet},
+};
 
 /// Upper bound on the size of the kept pages together; the last one is kept whatever its size.
 const MOST_KEPT_BYTES: usize = 96 << 20;
@@ -71,7 +74,7 @@ fn failed(error: ParquetError) -> io::Error {
 impl Cells {
     /// Opens a file and reads its footer.
     pub(super) fn open(path: &Path, id: u64) -> io::Result<Self> {
-        let file = SerializedFileReader::new(File::open(path)?).map_err(failed)?;
+        let file = open_parquet(path).map_err(failed)?;
         let schema = file.metadata().file_metadata().schema_descr_ptr();
         let leaves = schema.columns().iter().enumerate();
         let leaves = leaves
