@@ -14,8 +14,8 @@
 
 constexpr unsigned THREADS = 256;
 
-// __fdividef is within 2 ulp (and 0 below -87) and avoids the call of the exact division, whose registers
-// spilled.
+// __fdividef is within 2 ulp (and 0 below -87). It avoids a call to the exact division, which made registers
+// spill.
 __device__ __forceinline__ float sigmoid(float u) { return __fdividef(1.0f, 1.0f + expf(-u)); }
 
 struct GeluTanh {
@@ -31,7 +31,7 @@ struct GeluTanh {
 };
 
 struct GeluErf {
-    // The standard normal CDF. erfc keeps its digits far below 0, where 1 + erf has none left.
+    // The standard normal CDF. erfc stays accurate far below 0, where 1 + erf cancels.
     static __device__ __forceinline__ float below(float u) { return 0.5f * erfcf(-0.7071067811865475f * u); }
     static __device__ __forceinline__ float value(float u) { return u * below(u); }
     static __device__ __forceinline__ float slope(float u) {

@@ -66,12 +66,13 @@ __device__ __forceinline__ float logit_scale(const float *log_scale, unsigned he
     return expf(log_scale[head] > MAX_LOG_SCALE ? MAX_LOG_SCALE : log_scale[head]);
 }
 
-// The number of keys that the block-causal mask leaves to a query.
+// The number of keys that a query sees under the block-causal mask.
 __device__ __forceinline__ unsigned visible_keys(const uint32_t *visible, unsigned query, unsigned keys) {
     return visible == nullptr ? keys : min(visible[query], keys);
 }
 
-// The 32 keys from `first` on that the sample's mask lets through, one bit each. All lanes of a warp call it.
+// One bit for each of the 32 keys from `first` on: whether the sample's mask allows it. All lanes of a warp
+// call it.
 __device__ __forceinline__ unsigned unmasked_keys(const uint32_t *mask, unsigned first, unsigned keys) {
     unsigned key = first + threadIdx.x % WARP;
     return __ballot_sync(ALL_LANES, key < keys && (mask == nullptr || mask[key] == 1));
@@ -104,8 +105,8 @@ constexpr unsigned WARPS = 4, THREADS = WARPS * WARP;
 template <unsigned D> constexpr unsigned M_TILES = D <= 64 ? 2 : 1;
 template <unsigned D> constexpr unsigned QUERY_ROWS = WARPS * 16 * M_TILES<D>;
 
-// Whether rows are read 16 bytes at a time. A head whose width is not a multiple of 8 goes to the kernels for
-// D = 16, 32 or 128: the 8-byte path would cost those for D = 64 registers that they do not have.
+// Whether rows are read 16 bytes at a time. A head whose width is not a multiple of 8 uses the kernels for
+// D = 16, 32 or 128: in those for D = 64 there are no registers left for the 8-byte path.
 template <unsigned D> __device__ __forceinline__ bool is_vectorized(unsigned vectorized) {
     return D == 64 || vectorized != 0;
 }
@@ -250,7 +251,7 @@ __device__ __forceinline__ unsigned result_column() { return threadIdx.x % 4 * 2
 //     d_x = rope^-1((d - y <y, d>) / |x|)
 //
 // `hat` holds y as A fragments, `inverse` 1 / |x| of this lane's two rows. Returns the sum of <y, d> over the
-// lane's rows: the gradient of the log scale is made of it.
+// lane's rows, from which the gradient of the log scale is computed.
 template <unsigned D, class T>
 __device__ __forceinline__ float rope_norm_backward(
     float (&d)[D / 8][4], const uint32_t (&hat)[D / 16][4], const float (&inverse)[2], bool normalize,

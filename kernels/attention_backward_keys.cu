@@ -44,7 +44,7 @@ __device__ __forceinline__ void attention_backward_keys(
     SHARED_ARRAY(unsigned, key_ends, [2][TILE]);
     unsigned tiles = (keys + TILE - 1) / TILE, tasks = gridDim.x / tiles;
     unsigned query_tiles = (queries + TILE - 1) / TILE;
-    // Tile 0 first: the most queries see it.
+    // Tile 0 comes first because the most queries see it.
     WorkTile work = work_tile(blockIdx.x, tasks, tiles, heads);
     unsigned row = work.tile * TILE, warp = threadIdx.x / WARP, warp_row = row + warp * 16;
     uint64_t q_first = uint64_t(work.sample) * queries * q_stride + work.head * head_dim;
@@ -127,7 +127,7 @@ __device__ __forceinline__ void attention_backward_keys(
             deltas[tile % 2][threadIdx.x - TILE] = next_statistic;
         }
         wait_copies<0>();
-        // The barrier publishes this tile and frees the stage of the one before.
+        // The barrier makes this tile visible and frees the previous stage.
         __syncthreads();
         if (tile + 1 < count) start_queries(tile + 1);
         commit_copies();

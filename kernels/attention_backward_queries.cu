@@ -124,7 +124,7 @@ __device__ __forceinline__ void attention_backward_queries(
         const unsigned unmasked[2] = {
             unmasked_keys(mask, tile * TILE, keys), unmasked_keys(mask, tile * TILE + WARP, keys)};
         wait_copies<0>();
-        // The barrier publishes this tile and frees the stage of the one before.
+        // The barrier makes this tile visible and frees the previous stage.
         __syncthreads();
         if (tile + 1 < key_tiles) {
             T *next = stages + (tile + 1) % 2 * STAGE;
@@ -154,7 +154,7 @@ __device__ __forceinline__ void attention_backward_queries(
                     mma_pair<T>(d_p[m][0], d_p[m][1], d_o[m][step], b);
                 }
             }
-            // The mask, only where a step crosses its border.
+            // Applies the mask, only in steps that cross its border.
             if (key + SUBTILE > warp_all || bits != 0xffffu) {
 #pragma unroll
                 for (unsigned at = 0; at < 8 * MT; ++at) {

@@ -10,7 +10,7 @@
 // side; a thread computes 4 by 4 products and accumulates 4 rows of D/16 channels.
 // Memory: (3, or 4 in the backward) 64 (D + 4) + 64 68 floats of shared memory, 149 KB for D = 128; rows are
 // padded by 4 floats against bank conflicts. Each multiplication needs half a read of shared memory, which is
-// the limit; one or two blocks fit a multiprocessor.
+// the limit; one or two blocks fit on a multiprocessor.
 // Precision: f32 throughout. The online softmax always keeps the running maximum, which costs little here.
 // Determinism: no atomics, one order per sum.
 // Reference: src/engine/ops/attention/cpu.rs.
@@ -249,7 +249,7 @@ __device__ __forceinline__ void attention_forward32(
             for (unsigned at = 0; at < D / 16; ++at) o[i][at / 4][at % 4] *= rescale;
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
-                // One rounding: a logit near 100 has few digits to lose.
+                // fmaf rounds only once: a logit near 100 has few digits to spare.
                 float p = exp2_approx(fmaf(s[i][j], scale_log2, -maximum));
                 sum[i] += p;
                 weights[(thread_y() * 4 + i) * WEIGHTS_STRIDE + thread_x() + SIDE * j] = p;
@@ -273,8 +273,8 @@ __device__ __forceinline__ void attention_forward32(
     write<D>(out + (out_rows.first - out), o, out_rows, row);
 }
 
-// From products to weights, for this thread's 4x4 of a tile: probabilities, and gradients of the logits
-// without the scale.
+// Turns the products of this thread's 4x4 of a tile into probabilities and gradients of the logits (without
+// the scale).
 struct Softmax32 {
     float scale_log2, shift[4], inverse_sum[4], delta[4];
     unsigned key_end[4];

@@ -23,18 +23,19 @@
 // Occupancy: 168 registers for D = 64 leave room for 3 blocks per multiprocessor.
 // Limits for B 64, H 16, D 64, L 680 on an H100. Steps of 32 queries by 16 keys compute 0.694 of L^2 (the
 // mask allows 0.619; steps of 128 by 64 would compute 0.886): 84 GFLOP, 0.14 ms at the 600 TFLOP/s of
-// mma.sync. As many exponentials take 0.09 ms, 357 MB from HBM 0.12 ms; keys and values are read 0.84 GB from
-// L2. With one m-tile of 16 queries per warp each B fragment of 512 bytes would feed one mma instead of two,
-// and shared memory's 128 bytes per cycle would be the limit. Measurements: benches/RESULTS.md.
+// mma.sync. The same number of exponentials takes 0.09 ms, and 357 MB from HBM take 0.12 ms; keys and values
+// are read from L2, 0.84 GB. With one m-tile of 16 queries per warp each B fragment of 512 bytes would feed
+// one mma instead of two, and shared memory's 128 bytes per cycle would be the limit. Measurements:
+// benches/RESULTS.md.
 //
 // Reference: src/engine/ops/attention/cpu.rs. Source: FlashAttention-2 (arXiv:2307.08691); docs/upstream.md,
 // B3 to B5.
 #include "attention.cuh"
 
 // QK-norm bounds every logit by the scale of its head. Up to this scale the bound replaces the row's maximum:
-// nothing is compared or rescaled. bf16 has the exponent range of f32, so 2^logit itself is kept. f16 does
-// not: its powers are shifted to end at 2^15, and the row's maximum, at worst 2^(-2 scale log2(e)) of that,
-// must keep the digits of the keys that matter.
+// nothing is compared or rescaled. bf16 has the exponent range of f32, so 2^logit is stored as it is. For
+// f16, powers are shifted so that they reach at most 2^15, and the largest power of a row, at worst 2^(-2
+// scale log2(e)) of that, must leave enough precision for the keys that matter.
 template <class T> constexpr float MAX_BOUNDED_SCALE = std::is_same_v<T, bf16> ? 40.0f : 6.0f;
 constexpr float MAX_F16_EXPONENT = 15.0f;
 // Beyond that scale: online softmax with lazy rescaling. A row's shift is its maximum so far, but it is
@@ -44,8 +45,8 @@ constexpr float MAX_F16_EXPONENT = 15.0f;
 constexpr float RESCALE_THRESHOLD = 8.0f, NO_MAXIMUM = -1e30f;
 // Keys per step of a warp.
 constexpr unsigned SUBTILE = 16;
-// Steps that are unrolled for D <= 64: as many as the compiler has registers for on each architecture without
-// a spill. For D = 128 unrolling costs nvcc a long time and gains nothing.
+// How many steps are unrolled for D <= 64: as many as each architecture has registers for without spilling.
+// For D = 128 unrolling costs nvcc a long time and gains nothing.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr unsigned UNROLL = 2;
 #else
@@ -81,7 +82,8 @@ __device__ __forceinline__ void attention_forward(
     unsigned warp_end = active ? visible_keys(visible, min(warp_row + 16 * MT, queries) - 1, keys) : 0;
     unsigned warp_all = active ? visible_keys(visible, warp_row, keys) : 0;
 
-    // Queries: global memory to the second stage to A fragments, while the first keys and values load.
+    // The queries go from global memory through the second stage into A fragments, while the first keys and
+    // values load.
     T *q_tile = shared + STAGE;
     copy_tile_async<D, ROWS, THREADS>(q_tile, q_rows, row);
     commit_copies();
@@ -123,7 +125,7 @@ __device__ __forceinline__ void attention_forward(
         const unsigned unmasked[2] = {
             unmasked_keys(mask, tile * TILE, keys), unmasked_keys(mask, tile * TILE + WARP, keys)};
         wait_copies<0>();
-        // The barrier publishes this tile and frees the stage of the one before.
+        // The barrier makes this tile visible and frees the previous stage.
         __syncthreads();
         if (tile + 1 < key_tiles) {
             T *next = shared + (tile + 1) % 2 * STAGE;
@@ -147,12 +149,13 @@ __device__ __forceinline__ void attention_forward(
                     mma_pair<T>(s[m][0], s[m][1], q_hat[m][step], b);
                 }
             }
-            // The mask, only where a step crosses its border.
+            // Applies the mask, only in steps that cross its border.
             if (key + SUBTILE > warp_all || bits != 0xffffu) {
 #pragma unroll
                 for (unsigned at = 0; at < 2 * MT; ++at) {
                     unsigned m = at / 2, pair = at % 2;
-                    // Read again in the few steps on the border of the mask: registers are scarcer than time.
+                    // Reloaded in the few steps on the border of the mask, because registers are scarcer than
+                    // time.
                     unsigned query = min(warp_row + m * 16 + result_row(pair), queries - 1);
                     unsigned key_end = visible_keys(visible, query, keys);
 #pragma unroll

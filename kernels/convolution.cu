@@ -32,8 +32,8 @@ struct Window {
     unsigned side, side_out, channels, up, stride, padding, size;
 };
 
-// Stores the parts of N values at stride `width`. A value too large for T leaves an infinity, whose remainder
-// is not finite either: an overflow cannot pass unnoticed.
+// Stores the parts of N values at stride `width`. A value too large for T becomes an infinity, and its
+// remainder is not finite either, so that an overflow shows in the result.
 template <class T, unsigned N>
 __device__ __forceinline__ void store_parts(T *to, float (&remainder)[N], unsigned width) {
 #pragma unroll

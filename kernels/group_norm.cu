@@ -11,7 +11,7 @@
 // many pixels at a time as there are threads for. Statistics: one warp per group. Apply: 4 channels per
 // thread.
 // Memory: 12 bytes per value. Sums: max(C, 1024) pairs of floats in shared memory.
-// Precision: f32. Sums are shifted by x0, so that the variance, a difference, keeps its digits where the mean
+// Precision: f32. Sums are shifted by x0, so that the variance, a difference, stays accurate where the mean
 // is far from 0. Their order depends on P, C and N alone.
 // Reference: src/engine/ops/group_norm/cpu.rs. Source: group norm (arXiv:1803.08494); torch.nn.GroupNorm,
 // SiLU.

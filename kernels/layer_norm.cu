@@ -11,8 +11,8 @@
 // Threads: one warp per row, 8 rows per block.
 // Memory: rows that are multiples of 16 bytes are read 16 bytes at a time, the first 1024 values into
 // registers, so that they are read once: forward 2 sizeof(T) bytes per value, backward 3 sizeof(T); with the
-// residual 4 and 5. Longer rows are read again by the forward past 1024 values, and by the backward
-// altogether. No shared memory.
+// residual 4 and 5. Of a longer row, the forward reads the values past 1024 again, and the backward the whole
+// row. No shared memory.
 // Precision: statistics and sums in f32, two-pass variance.
 // Determinism: one order per sum, lanes by butterfly shuffles.
 // Reference: src/engine/ops/layer_norm/cpu.rs. Source: layer norm (arXiv:1607.06450); AdaLN
@@ -114,7 +114,7 @@ __device__ __forceinline__ void layer_norm_forward(
                 work(c, pack);
             }
         };
-        // The same for all packs of the lane.
+        // Calls work(c, pack) for every pack of the lane.
         auto each = [&](auto work) {
 #pragma unroll
             for (unsigned at = 0; at < PACKS; ++at) {

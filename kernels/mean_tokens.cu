@@ -10,7 +10,7 @@
 // Reference: src/engine/ops/mean_tokens/cpu.rs. Source: docs/upstream.md, A13.
 #include "elementwise.cuh"
 
-// The sums of the warps are added in order.
+// Warps per block of the forward; their sums are added in order.
 constexpr unsigned MEAN_ROWS = 8;
 
 template <class To, class From>

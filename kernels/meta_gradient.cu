@@ -9,19 +9,19 @@
 //
 // in_tile: grid (tiles of the weight, chunks of the batch). A block of 8 warps owns a tile of 128 by 128 (64
 // by 64 in f32) and walks through its samples in order. A warp holds 64 by 32 accumulators of
-// mma.sync.m16n8k16 and as many of the weighted sum.
-// Pipeline: steps of 64 rows come by cp.async in a ring of 3 stages (f32: 16 rows, 4 stages), also across the
-// end of a sample: a sample's steps start with its first row, and rows past its last are zeros. The fragments
-// of the next 16 rows are read with ldmatrix while those of the last are multiplied, across the end of a
-// step, too: with no more than two warps per scheduler nothing else would hide that latency.
+// mma.sync.m16n8k16 and as many for the weighted sum.
+// Pipeline: cp.async loads steps of 64 rows into a ring of 3 stages (f32: 16 rows, 4 stages) and does not
+// stop at the end of a sample: a sample's steps start with its first row, and rows past its last are zeros.
+// ldmatrix reads the fragments of the next 16 rows while those of the last are multiplied, across the end of
+// a step, too: with no more than two warps per scheduler nothing else would hide that latency.
 // Memory: 96 KB of rows, XOR-swizzled, and 64 KB of V, each thread's own values side by side; one block per
 // multiprocessor. In f32 32 KB and 16 KB.
 // Precision: products in bf16 or f16 with f32 accumulators; f32 stays f32, without tensor cores. Everything
 // in the epilogue is f32.
 // Determinism: see meta_gradient.cuh.
 //
-// Work per sample of T rows: the products of the weight gradient, T rounded up to 16, and up to 3
-// multiplications per element in the epilogue. At T = 680 those are 3, compared with 1376 on tensor cores.
+// Work per sample of T rows and element of its gradient: T multiplications on tensor cores (rounded up to a
+// multiple of 16), and up to 3 in the epilogue.
 // Limits on an H100 for S 64, T 680, [3072, 1024]: 277 GFLOP or 0.46 ms at the 600 TFLOP/s of mma.sync. The
 // fragments of 16 rows are 24 KB read from shared memory and 8 KB written to it: 256 cycles, where mma.sync
 // takes about 210. The blocks of a launch read the same rows at about the same time, so rows come from HBM
@@ -148,8 +148,8 @@ struct PlainTile {
     }
 };
 
-// A thread's share of copying one operand, step after step: 16 bytes of every ROWS_AT_ONCE-th row. The rows
-// of one sample follow those of another. WIDE: rows can be read 16 bytes at a time.
+// A thread's share of copying one operand, step by step: 16 bytes of every ROWS_AT_ONCE-th row. Samples are
+// adjacent in memory. WIDE: rows can be read 16 bytes at a time.
 template <class Tile, bool WIDE> struct OperandCopy {
     using T = typename Tile::Value;
     static constexpr unsigned CHUNKS = Tile::SIDE / PACK<T>, ROWS_AT_ONCE = THREADS / CHUNKS;
@@ -254,7 +254,7 @@ __device__ __forceinline__ void in_tile(
                 bool same_step = group + 1 < GROUPS;
                 if (!same_step) {
                     wait_copies<STAGES - 2>();
-                    // The barrier publishes the rows of the next step and frees the stage of this one.
+                    // The barrier makes the rows of the next step visible and frees the stage of this one.
                     __syncthreads();
                     stage = (stage + 1) % STAGES;
                     if (step == 0 && sample > range.begin) {

@@ -11,8 +11,8 @@
 //
 // Shapes: `products` and `norms` are [parts, slots] in float: a part per tile (or per warpgroup's half of a
 // tile), a slot per sample of the launch. A second launch sums over the parts.
-// Determinism: no atomics. A sample's values are made of its own rows, in an order that depends on the
-// layer's sizes alone: they have the same bits in any batch and at any position in it.
+// Determinism: no atomics. A sample's values are computed from its own rows, in an order that depends on the
+// layer's sizes alone: they are bit-identical in any batch and at any position in it.
 // Reference: src/engine/ops/meta_gradient/cpu.rs.
 // Source: docs/method.md, "The fused meta-gradient"; ghost dot-product (arXiv:2406.11011), ghost norm
 // (arXiv:2110.05679).
@@ -46,7 +46,7 @@ __device__ __forceinline__ void copy_rows_async(
     }
 }
 
-// The outputs and inputs of the epilogue. An output that is null is skipped, at the cost of a branch.
+// The inputs and outputs of the epilogue. An output that is null is skipped, at the cost of a branch.
 struct Epilogue {
     float *products, *norms;
     // [gridDim.y, outputs, inputs]: the weighted sum over the samples of each y.
@@ -80,7 +80,7 @@ template <unsigned THREADS, bool CLEAR = true, unsigned VALUES, unsigned WARPS>
 __device__ __forceinline__ void sample_epilogue(
     float (&gradient)[VALUES], float (&sum)[VALUES], const float4 *direction, const Epilogue &epilogue,
     float weight, float (&warp_sums)[2][WARPS], unsigned warp) {
-    // Four independent sums: one alone would wait for its own latency.
+    // Four independent sums hide the latency of each other's additions.
     if (epilogue.products != nullptr) {
         float part[4] = {};
 #pragma unroll

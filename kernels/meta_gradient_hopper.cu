@@ -5,10 +5,12 @@
 // orientation per layer.
 //
 // Threads: a block of 3 warpgroups. Two consumers hold 64 by 128 or 192 accumulators each (64 or 96 registers
-// per thread) and as many of the weighted sum; each writes its own part of a sample's sums. One thread of the
-// third, the producer, issues the copies; setmaxnreg hands the registers of its warpgroup to the consumers.
-// Pipeline: a ring of 5 stages of 64 rows, or 6 of 32 for tiles of 192, also across the end of a sample. Each
-// stage has two mbarriers: full (its bytes have arrived) and empty (the 8 consumer warps have read it).
+// per thread) and as many for the weighted sum; each writes its own part of a sample's sums. One thread of
+// the third, the producer, issues the copies; setmaxnreg hands the registers of its warpgroup to the
+// consumers.
+// Pipeline: a ring of 5 stages of 64 rows, or 6 of 32 for tiles of 192, which does not stop at the end of a
+// sample. Each stage has two mbarriers: full (its bytes have arrived) and empty (the 8 consumer warps have
+// read it).
 // TMA: a box is [rows of a step, 64 columns] of the tensor [samples, rows of a sample, columns]. The unit
 // writes zeros for rows past a sample's last and for columns past the layer's last. In shared memory a row of
 // a box is 128 bytes with the 128-byte swizzle (16-byte chunks XORed with the row's last three bits); a box
@@ -56,8 +58,8 @@ struct GradientLayout {
 };
 
 // Calls work(element, within, index) for each accumulator of the thread, by the layout of wgmma's D fragment;
-// the second warpgroup lies 64 rows below the first. Each index is computed from the one before, again in
-// every call: all of them at once would need too many registers.
+// the second warpgroup lies 64 rows below the first. Each index is derived from the previous one, and all are
+// recomputed in every call: keeping them would take too many registers.
 template <unsigned VALUES, class Work>
 __device__ __forceinline__ void
 for_each_element(unsigned left, unsigned right, const GradientLayout &layout, Work work) {

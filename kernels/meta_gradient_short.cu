@@ -11,8 +11,8 @@
 // and the result by b; grid (tiles of rows by tiles of outputs).
 // Memory: 128 bytes per row and step by cp.async in a ring of 3 stages, XOR-swizzled: 48 KB of shared memory.
 // No matrix is stored.
-// Precision: f32 accumulators. Determinism: a value is made of the sample's own rows, in an order that the
-// sizes alone decide.
+// Precision: f32 accumulators. Determinism: a value is computed from the sample's own rows, in an order that
+// depends on the sizes alone.
 // Work per sample: gram T^2 (inputs + outputs) multiplications, projected T inputs outputs.
 //
 // Reference: src/engine/ops/meta_gradient/cpu.rs. Source: ghost norm (arXiv:2110.05679); docs/method.md, "The
@@ -31,7 +31,7 @@ template <class T> struct RowTile {
     }
 };
 
-// The products of a thread, and how SIDE more columns are added to them.
+// The products of a thread, to which SIDE more columns are added at a time.
 template <class T> struct Products : RowTile<T> {
     using RowTile<T>::at;
 

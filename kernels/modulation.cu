@@ -48,8 +48,8 @@ __device__ __forceinline__ void modulate(
 }
 
 // d_table[level, factor + c] += sum over samples of d[sample, level, 0, c], and the same of d[.., 1, c] at
-// `shift`, if `shift` lies within the stride. One thread per channel (x) of a level (y). With every sample's
-// levels as the levels of one sample, each sample keeps its own gradient.
+// `shift`, if `shift` lies within the stride. One thread per channel (x) of a level (y). To keep the
+// gradients of the samples separate, the caller passes the levels of all samples as the levels of one sample.
 KERNEL(
     modulation_add, THREADS, float *d_table, const float *d, uint32_t samples, uint32_t channels,
     uint32_t stride, uint32_t factor, uint32_t shift) {

@@ -1,4 +1,4 @@
-// The vocabulary of the kernels beyond plain CUDA C++. nvcc compiles it for the GPU; a C++ compiler, with
+// What the kernels use beyond plain CUDA C++. nvcc compiles it for the GPU; a C++ compiler, with
 // host/language.h in place of CUDA, for the emulator.
 //
 // A kernel is defined by `KERNEL(name, max_threads, arguments) { ... }`. Its shared memory is declared with

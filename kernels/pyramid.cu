@@ -160,7 +160,7 @@ add_scale(const Buffers &buffers, const Tables &tables, const uint32_t *codes, u
     __syncthreads();
 }
 
-// Area average: the mean of channel c of the map over the window of one cell of a smaller side.
+// Area average: the mean of channel c of the map over the window of one cell of a smaller grid.
 __device__ __forceinline__ float
 cell_mean(const float *map, unsigned full, unsigned side, unsigned channels, unsigned cell, unsigned c) {
     unsigned row = cell / side, column = cell % side;
@@ -174,8 +174,8 @@ cell_mean(const float *map, unsigned full, unsigned side, unsigned channels, uns
 }
 
 // codes: [B, L]; rows in float and in T (either may be null): [B, first_rows + L - first, C], of which the
-// first `first_rows` of each sample are set to zero. A scale's rows show the sum of all coarser scales; with
-// `inclusive`, the scale's own codes, too.
+// first `first_rows` of each sample are set to zero. A scale's rows are the sum of all coarser scales and,
+// with `inclusive`, of the scale's own codes.
 template <class T>
 __device__ __forceinline__ void pyramid_input(
     float *rows_f32, T *rows, float *workspace, const uint32_t *codes, const Tables &tables, unsigned tokens,

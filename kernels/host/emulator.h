@@ -77,7 +77,7 @@ void copy_async_wait(unsigned groups);
 // Inputs of the collectives, one per lane.
 struct ShuffleIn {
     uint64_t value;
-    // The source lane; the own lane where CUDA leaves the value unchanged.
+    // The source lane; the lane itself where CUDA leaves the value unchanged.
     unsigned source;
 };
 struct MmaIn {

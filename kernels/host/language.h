@@ -98,7 +98,7 @@ inline __half __float2half(float value) {
     // 65520 and above round to infinity.
     if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
     if (magnitude < 0x38800000u) {
-        // Subnormal: adding 1/2 leaves the digits of the result, rounded, at the end of the significand.
+        // Subnormal: adding 1/2 leaves the rounded result in the last bits of the significand.
         unsigned rounded = __float_as_uint(__uint_as_float(magnitude) + 0.5f);
         return {uint16_t(sign | (rounded - 0x3f000000u))};
     }

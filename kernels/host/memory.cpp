@@ -20,7 +20,7 @@ static void *reserve(size_t bytes) {
 // Device memory ---------------------------------------------------------------------------------------------
 
 bool Arena::open() {
-    // Reserves address space, not memory: as much as the system grants.
+    // Reserves address space, not memory, as much as the system grants.
     for (size_t size = size_t(64) << 30; size >= size_t(64) << 20; size /= 2) {
         void *memory = reserve(size);
         void *owners = reserve(size / PAGE * sizeof(Allocation));
@@ -42,7 +42,7 @@ bool Arena::open() {
 bool Arena::holds(uintptr_t address, size_t count, Allocation &near) const {
     near = pages[(address - base) / PAGE];
     if (near.begin == 0 && address - base >= PAGE) {
-        // Just past an allocation is the likeliest case; naming it makes the better message.
+        // Most invalid accesses are just past an allocation; naming it gives a better message.
         near = pages[(address - base) / PAGE - 1];
         return false;
     }
@@ -275,7 +275,7 @@ void emulator_arena_add(void *address, uint64_t bytes) {
          ++page) {
         arena.pages[page] = {begin, begin + bytes};
     }
-    // A NaN in every float type, should anything read it regardless.
+    // NaN in every float type, in case anything reads it regardless.
     memset(address, 0xff, bytes);
 }
 

@@ -99,7 +99,7 @@ KERNEL(planted_too_much_shared, THREADS, float *out) {
     out[threadIdx.x] = values[threadIdx.x];
 }
 
-// Correct code must not be reported: exchanges through shared memory with warp and block barriers.
+// Correct code that must not be reported: exchanges through shared memory with warp and block barriers.
 KERNEL(right_exchanges, THREADS, float *out) {
     SHARED_ARRAY(float, values, [THREADS]);
     values[threadIdx.x] = float(threadIdx.x);
