@@ -11,7 +11,7 @@ use std::{
 use crate::engine::storage::Element;
 
 /// A matrix product of the `gemm` crates: sizes, then each matrix with its column and row stride, factors,
-/// conjugations. The output's row stride is the smaller of its strides, or it is one column.
+/// conjugations. The row stride of the output must not exceed its column stride, unless the output is a single column.
 pub(crate) type ProductKernel<T> = unsafe fn(
     usize,
     usize,
@@ -169,7 +169,7 @@ fn exp_f32(x: f32) -> f32 {
         * rest
         + 0.5;
     let value = polynomial * square + rest + 1.0;
-    // Two factors, because 2¹²⁸ itself is not a float.
+    // Two factors, because 2¹²⁸ itself is not representable.
     let half = (count * 0.5) as i32;
     let other = count as i32 - half;
     let scaled =

@@ -123,14 +123,14 @@ pub fn product<T: Float>(
 }
 
 /// The fewest rows for which a row's bits do not depend on the number of rows: gemm has separate kernels for outputs of
-/// at most 256 elements and for a single row, and splits a long sum elsewhere where neither side is above 64.
+/// at most 256 elements and for a single row, and it splits a long sum at other points if neither side exceeds 64.
 fn least_rows(columns: usize, inner: usize) -> usize {
     let long = if columns <= 64 && inner > 512 { 65 } else { 2 };
     (256 / columns.max(1) + 1).max(long)
 }
 
-/// As [`product`], with or without accumulation; each output row is bit-identical for any number of rows.
-/// Where there are too few rows, it is padded with rows of zeros.
+/// As [`product`], but each output row is bit-identical for any number of rows: if there are too few, the input is
+/// padded with rows of zeros.
 ///
 /// # Panics
 /// If the sizes do not match.

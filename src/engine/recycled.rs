@@ -10,13 +10,13 @@ use std::{
 
 /// Shorter vectors do not justify taking the lock.
 const MIN_LENGTH: usize = 4096;
-/// Maximum bytes kept; vectors recycled beyond it are freed.
+/// Maximum bytes kept; vectors that would exceed it are freed.
 const MAX_BYTES: usize = 1 << 30;
 
 /// Vectors kept of one length.
 #[derive(Default)]
 struct Length {
-    /// Vectors allocated so far, which is how many were live at once; no more are kept.
+    /// Vectors allocated so far: the most that have been live at once. No more than that are kept.
     made: usize,
     kept: Vec<Vec<f32>>,
 }
@@ -27,7 +27,8 @@ struct Kept {
     bytes: usize,
 }
 
-/// Whether unspecified values are set to NaN, so that a read before a write shows: `ALCHEMIST_POISON_MEMORY=1`.
+/// Whether unspecified values are set to NaN, so that reading them before writing is noticed:
+/// `ALCHEMIST_POISON_MEMORY=1`.
 static POISONED: LazyLock<bool> =
     LazyLock::new(|| std::env::var("ALCHEMIST_POISON_MEMORY").is_ok_and(|value| value == "1"));
 

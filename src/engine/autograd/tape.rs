@@ -176,7 +176,7 @@ impl<'p> Tape<'p> {
 
     /// With `per_sample_parts`, shares nothing between the samples of a batch: values that depend on no sample are
     /// recomputed for each of them, so that the gradient of every parameter has per-sample parts
-    /// ([`RowOwner::Samples`]). An op that mixes samples by nature still reports [`RowOwner::Batch`].
+    /// ([`RowOwner::Samples`]). An op that inherently mixes samples still reports [`RowOwner::Batch`].
     #[must_use]
     pub fn with_per_sample_parts(self, per_sample_parts: bool) -> Self {
         Self { per_sample_parts, ..self }

@@ -1,5 +1,5 @@
-//! Receives every parameter's contribution during a backward pass, so that its use is chosen there and not built into
-//! the ops.
+//! Visitors receive every parameter's contribution during a backward pass: how a gradient is used is chosen there, not
+//! built into the ops.
 
 use super::{
     contributions::Contribution,

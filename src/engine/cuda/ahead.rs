@@ -30,8 +30,8 @@ impl Device {
             return Ok(ahead);
         }
         let slot = ahead.slot.insert(self.slot(size_of_val(values))?);
-        // SAFETY: the slot is at least this large and exclusively ours; work that used its memory was queued before it
-        // was left.
+        // SAFETY: the slot is at least this large and exclusively ours; the work that used its memory was queued before
+        // `put_back` called `leave`.
         unsafe { self.driver().upload_ahead(&slot.staging, slot.address, bytemuck::cast_slice(values)) }?;
         Ok(ahead)
     }
@@ -85,7 +85,7 @@ impl<T: DeviceNumber> Ahead<T> {
 }
 
 impl Device {
-    /// Returns a slot that only work queued so far may use.
+    /// Makes a slot available again; work queued so far may still use it.
     fn put_back(&self, slot: Slot) {
         // A device that fails here fails again at its next use; the slot is then useless.
         if self.driver().leave(&slot.staging).is_ok() {
@@ -96,8 +96,8 @@ impl Device {
 
 impl<T: DeviceNumber> Drop for Ahead<T> {
     fn drop(&mut self) {
-        // Never used: the stream still waits for the copy, so that the next one may follow it.
-        // (It cannot wait during capture; then the slot is lost.)
+        // Never used: the stream still waits for the copy, so that the slot's next copy comes after it. (The stream
+        // cannot wait during capture; then the slot is lost.)
         if let Some(slot) = self.slot.take()
             && self.device.refuse_in_capture("an upload").is_ok()
             && self.device.driver().arrive(&slot.staging).is_ok()

@@ -139,7 +139,7 @@ impl Arena {
         self.memory.peak_bytes = self.memory.used_bytes;
     }
 
-    /// Bytes allocated from the driver and free.
+    /// Free bytes of the memory allocated from the driver.
     pub(super) fn free_bytes(&self) -> usize {
         self.free.bytes()
     }
@@ -187,7 +187,7 @@ impl Arena {
         let piece = self.piece_of(address);
         let mut fresh = room;
         let kept = self.graphs.get_mut(&graph)?;
-        // Of this range, only what was not allocated before is new to the graph.
+        // Only the part of this range that the graph has not used before adds to what the graph keeps.
         for (&start, &length) in &kept.touched.0 {
             let (from, to) = (start.max(address), (start + length as u64).min(address + room as u64));
             fresh -= usize::try_from(to.saturating_sub(from)).unwrap_or(0);
@@ -296,7 +296,7 @@ impl Arena {
                 dropped.push(address);
             }
         }
-        // The order of blocks does not matter: the free ranges are the same in any.
+        // The order of blocks does not matter: the resulting free ranges are the same.
         for address in dropped {
             freed.extend(self.release(address));
         }

@@ -157,7 +157,8 @@ impl<T: DeviceNumber> Buffer<T> {
         }
         let offset = |address: u64, at: usize| address + (at * size_of::<T>()) as u64;
         let (to, start) = (offset(self.address, at), offset(from.address, range.start));
-        // SAFETY: both ranges are within buffers of this device; the buffers differ, since this one is borrowed mutably.
+        // SAFETY: both ranges are within buffers of this device; the buffers differ, since this one is borrowed
+        // mutably.
         unsafe { self.device.driver().copy(to, start, range.len() * size_of::<T>()) }
     }
 

@@ -159,7 +159,7 @@ impl Device {
     }
 
     /// Returns free memory to the driver and requests as much as the peak needs in one piece, so that blocks of any
-    /// size fit. Call it once, between the first step, which allocates as it goes, and those that follow.
+    /// size fit. Call it once, after the first step, which allocates as it goes, and before the following ones.
     ///
     /// # Errors
     /// If the device fails. If the driver cannot provide such a piece, memory is allocated again on demand.
@@ -171,7 +171,7 @@ impl Device {
         self.free_unused_pieces(&mut arena);
         let memory = arena.memory();
         let missing = (memory.peak_bytes - memory.used_bytes).saturating_sub(arena.free_bytes());
-        // Blocks do not pack without gaps where blocks of other sizes were.
+        // Blocks leave gaps where blocks of other sizes were, hence the margin.
         let [bytes, _] = arena.piece_sizes(missing + missing / 16);
         if missing > 0
             && let Some(address) = self.driver().allocate_piece(bytes)?

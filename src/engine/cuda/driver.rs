@@ -241,13 +241,14 @@ pub struct Product {
     pub bias: Option<u64>,
 }
 
-/// A point in a device's stream, for measuring time. The content belongs to the driver.
+/// A point in a device's stream, for measuring time. The contents are private to the driver.
 pub struct Event(pub(crate) Box<dyn Any + Send + Sync>);
 
-/// Work that was recorded instead of run. The content belongs to the driver.
+/// Work that was recorded instead of run. The contents are private to the driver.
 pub(crate) struct Recording(pub(crate) Box<dyn Any + Send + Sync>);
 
-/// Pinned host memory for overlapped uploads, with the events that order its use. The content belongs to the driver.
+/// Pinned host memory for overlapped uploads, with the events that order its use. The contents are private to the
+/// driver.
 pub(crate) struct Staging(pub(crate) Box<dyn Any + Send + Sync>);
 
 macro_rules! opaque {

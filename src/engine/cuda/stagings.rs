@@ -1,8 +1,8 @@
-//! Host memory for uploads, used in turn.
+//! Host memory for uploads, reused from upload to upload.
 
 use super::driver::Staging;
 
-/// Host memory and a device block that uploads use in turn.
+/// Host memory and a device block for one upload at a time.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) staging: Staging,

@@ -83,7 +83,7 @@ pub struct SequenceLevels {
 }
 
 impl SequenceLevels {
-    /// From the number of tokens per level; the tokens of the first level have no rows in the pyramid.
+    /// Builds the levels from the number of tokens of each; the tokens of the first level have no rows in the pyramid.
     ///
     /// # Errors
     /// If there are no levels, or there is not enough memory.

@@ -1,8 +1,8 @@
 //! The operations: each has a tape function, a CPU reference and its backward, and most have CUDA kernels.
 //!
-//! An op takes the tape and its inputs and returns a [`Var`](crate::engine::Var). Shapes use the letters of the crate's
-//! front page. All CPU references run in `f32` and `f64`, are bit-identical for any number of threads, and sum in
-//! a fixed order.
+//! An op takes the tape and its inputs and returns a [`Var`](crate::engine::Var). The letters in shapes are defined in
+//! the documentation of the crate. All CPU references run in `f32` and `f64`, are bit-identical for any number of
+//! threads, and sum in a fixed order.
 
 pub mod activation;
 pub mod adamw;

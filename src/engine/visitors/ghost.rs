@@ -90,7 +90,7 @@ impl GhostNumbers {
 }
 
 impl<'a> Ghost<'a> {
-    /// For a batch of `samples` samples; nothing is requested yet.
+    /// Starts a pass over a batch of `samples` samples; nothing is requested yet.
     pub fn new(samples: usize) -> Self {
         Self {
             samples,

@@ -213,8 +213,8 @@ impl Driver for Emulator {
 
     unsafe fn hand_out(&self, address: u64, bytes: usize) {
         if !self.record_step(|| Step::HandOut { address, bytes }) {
-            // SAFETY: the range lies within a piece and belongs to no other block. When a recording whose results are
-            // kept is replayed, it still belongs to this block: then its contents are discarded.
+            // SAFETY: the range lies within a piece and belongs to no other block. If a recording is replayed while its
+            // results are kept, the range still belongs to this block, whose contents are then discarded.
             unsafe {
                 emulator_arena_remove(pointer(address), bytes as u64);
                 emulator_arena_add(pointer(address), bytes as u64);

@@ -15,7 +15,8 @@ pub(super) type Fatbin = (&'static str, &'static Aligned<[u8]>);
 pub(super) const FATBINS: std::result::Result<&[Fatbin], &str> =
     include!(concat!(env!("OUT_DIR"), "/kernels/fatbins.rs"));
 
-/// Why there is no GPU if there is no driver. Without the second part, one would look for a machine with a GPU in vain.
+/// The reason why a machine without a driver has no GPU. If the program has no GPU kernels either, the message says so,
+/// because a machine with a GPU would not help then.
 pub(super) fn no_driver() -> &'static str {
     if FATBINS.is_ok() {
         "there is no CUDA driver (libcuda) on this machine"

@@ -15,7 +15,7 @@ const TILE: usize = 64;
 /// Threads per block with tensor cores.
 const THREADS: u32 = 128;
 const THREADS_F32: u32 = 256;
-/// Threads per block that rotates and normalizes.
+/// Threads per block of the kernel that rotates and normalizes.
 const PREPARING: u32 = 256;
 /// Maximum head size of the kernels.
 const WIDEST_HEAD: usize = 128;
@@ -309,7 +309,7 @@ impl<T: Factor> KernelInputs<T> {
         Ok(taken)
     }
 
-    /// Strides as the kernels take them: those for f32 have one for keys and values, which share a source.
+    /// Strides as the kernels take them: the f32 kernels have one for keys and values, which share a source.
     fn strides<N: Factor>(&self) -> &[usize] {
         if is_f32::<N>() { &self.row[..2] } else { &self.row }
     }

@@ -135,9 +135,9 @@ pub(crate) struct Filters<'a> {
     pub bias: &'a [f32],
 }
 
-/// Rearranges filters `[O, I, rows, columns]` in the order of [`Filters::weight`]. Single-threaded: this happens on
-/// first use, in whichever of the threads that work on images comes first, while the others wait. If it used the thread
-/// pool, one of them, or this one itself, could start another image meanwhile and deadlock.
+/// Rearranges filters `[O, I, rows, columns]` in the order of [`Filters::weight`]. Single-threaded: it runs on first
+/// use, in the first thread that needs the filters, while others wait for them. If it used the thread pool, one of
+/// these threads could start another image meanwhile and deadlock.
 pub(crate) fn arranged(given: &[f32], inputs: usize, outputs: usize, size: [usize; 2]) -> Vec<f32> {
     if size == [1, 1] {
         return given.to_vec();

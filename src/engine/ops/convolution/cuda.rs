@@ -1,8 +1,9 @@
 //! Launchers for `kernels/convolution.cu`, and the products with the filters: f32 convolutions on tensor cores.
 //!
 //! Tensor cores multiply 16-bit values and accumulate in f32. Every f32 is therefore split into 16-bit parts, each of
-//! which is the remainder of the previous ones: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`, without
-//! the products of parts that are too small to matter in f32. [`SplitFloat`] lists the possible parts.
+//! which is what the previous ones leave, rounded: `x = x₀ + x₁ (+ x₂)`, and `x · w = (x₀ + x₁) · w₀ + x₀ · w₁`,
+//! without the products of parts that are too small to matter in f32. The types that implement [`SplitFloat`] can be
+//! the parts.
 #![expect(unsafe_code, reason = "kernels are launched with raw arguments, checked by the functions here")]
 
 use half::{bf16, f16};
@@ -22,8 +23,8 @@ const THREADS: u32 = 256;
 /// Maximum size of the windows written at once, in bytes: enough rows for every multiprocessor to have a tile of
 /// the product, few enough to stay in the cache until they are multiplied.
 const WINDOW_BYTES: usize = 64 << 20;
-/// Filters are scaled by a power of two that brings the largest value near this one, so that small values keep their
-/// bits in f16, too, and so do their parts.
+/// Filters are scaled by a power of two that brings the largest value near this one, so that small values and their
+/// parts keep their precision in f16, too.
 const LARGEST: f32 = 4096.0;
 
 /// A type for the parts of an f32.
@@ -243,7 +244,7 @@ pub fn windows<P: SplitFloat>(
 
 /// `y = conv(maps) + bias`, or `y += conv(maps) + bias` with `add`; `y` `[B, side', side', O]`, `bias` `[O]`.
 ///
-/// The pixels are processed in equal portions, so that all of them are computed alike.
+/// The pixels are processed in equal portions, so that every product has the same size.
 ///
 /// # Errors
 /// If the sizes do not match, there is not enough memory, or the device fails.

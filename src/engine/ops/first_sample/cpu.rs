@@ -5,7 +5,7 @@ use crate::{
     error::Result,
 };
 
-/// The first rows of `x`, as many as fill `shape`.
+/// The leading rows of `x` that fill `shape`.
 ///
 /// # Errors
 /// If a tensor's dtype is not `T`.

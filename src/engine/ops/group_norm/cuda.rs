@@ -13,7 +13,7 @@ const OP: &str = "group_norm";
 const THREADS: u32 = 256;
 /// Groups per block of the statistics, one warp each.
 const GROUPS_PER_BLOCK: usize = 8;
-/// Maximum parts in which the pixels of a sample are summed, and minimum pixels per part.
+/// Maximum number of parts in which the pixels of a sample are summed, and minimum pixels per part.
 const PARTS: usize = 256;
 const PIXELS: usize = 64;
 
@@ -35,7 +35,7 @@ pub struct DeviceGroupNorm<'a> {
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
     // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
     // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
-    // are freed in the order of the work.
+    // are freed in stream order.
     unsafe { device.launch(kernel, launch, arguments) }
 }
 

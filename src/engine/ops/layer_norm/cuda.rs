@@ -242,7 +242,7 @@ pub fn residual_layer_norm_forward<T: Factor>(
 pub struct ResidualGradients<'a, T: Factor> {
     /// Gradient of `before`, `[R, C]`: the norm's plus the residual's.
     pub dx: &'a mut Buffer<T>,
-    /// Gradient of the sum from its other uses, `[R, C]`; `None`: it is in `dx`, which is added to.
+    /// Gradient of the sum from its other uses, `[R, C]`; if `None`, `dx` already contains it.
     pub d_residual: Option<&'a Buffer<T>>,
     /// Gradient of the branch, `keep_i·dx`, `[R, C]`; without a `keep` it equals `dx` and may be omitted.
     pub d_branch: Option<&'a mut Buffer<T>>,

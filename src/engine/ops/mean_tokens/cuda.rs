@@ -19,7 +19,7 @@ const TOKENS_PER_PART: usize = 64;
 fn launch(device: &Device, name: &str, launch: &Launch, arguments: &[Argument]) -> Result<()> {
     // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
     // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
-    // are freed in the order of the work.
+    // are freed in stream order.
     unsafe { device.launch(&Kernel::new(OP, name), launch, arguments) }
 }
 

@@ -1,4 +1,4 @@
-//! CPU reference: in f64 and f32, with each sample's values summed separately in an order that its own rows fix.
+//! CPU reference, in f64 or f32. Each sample's values are summed in an order that depends only on its own rows.
 
 use rayon::prelude::*;
 
@@ -157,7 +157,7 @@ fn folded<T: Float>(
     )
 }
 
-/// For a linear layer, in the form `form`, or the cheaper one.
+/// Computes the requested quantities for a linear layer in the form `form`, by default the cheaper one.
 pub fn linear<T: Float>(
     asked: CpuRequest<'_, T>,
     rows: LinearRows<'_, T>,
@@ -174,8 +174,8 @@ pub fn linear<T: Float>(
     }
 }
 
-/// Tile by tile of the weight: each sample's gradient is formed for the tile, used for everything requested, and
-/// discarded.
+/// Works tile by tile of the weight: forms each sample's gradient for the tile, uses it for everything requested, and
+/// discards it.
 fn in_tile<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSampleProducts {
     let LinearRows { samples, inputs, outputs, .. } = rows;
     let of_sample = rows.of_sample();
@@ -216,8 +216,8 @@ fn in_tile<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSa
     }))
 }
 
-/// Without the gradient: `⟨g, V⟩ = Σ_t (b_tᵀ V)·x_t` by one more product, `‖g‖² = Σ_{t,s} (x_t·x_s)(b_t·b_s)` by two
-/// small ones, and the weighted sum from scaled rows as in plain training.
+/// Works without the gradients: `⟨g, V⟩ = Σ_t (b_tᵀ V)·x_t` takes one more product, `‖g‖² = Σ_{t,s} (x_t·x_s)(b_t·b_s)`
+/// two small ones, and the weighted sum is that of scaled rows as in plain training.
 fn projected<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> CpuSampleProducts {
     let LinearRows { samples, inputs, outputs, .. } = rows;
     let of_sample = rows.of_sample();
@@ -265,7 +265,7 @@ fn projected<T: Float>(asked: CpuRequest<'_, T>, rows: LinearRows<'_, T>) -> Cpu
     CpuSampleProducts::new(found.into_iter())
 }
 
-/// For per-sample gradients that are already available, `[S, N]`.
+/// Computes the requested quantities of per-sample gradients that are already available, `[S, N]`.
 pub(crate) fn per_sample<T: Float>(
     asked: CpuRequest<'_, T>,
     gradients: &[T],

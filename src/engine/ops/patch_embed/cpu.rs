@@ -97,7 +97,7 @@ pub(super) fn d_rows<T: Float>(d_words: &Tensor, weight: &Tensor, shape: &[usize
     Tensor::new(shape, samples.flat_map(|sample| zeros.iter().chain(sample)).copied().collect())
 }
 
-/// Splits the gradient of the sequence into those of text and words.
+/// Splits the gradient of the sequence into those of the text and of the pyramid's projected rows.
 ///
 /// # Errors
 /// If a tensor's dtype is not `T`.

@@ -1,9 +1,9 @@
 //! Launchers for `kernels/patch_embed.cu`, which include the pyramid's projection.
 //!
-//! Backward, one pass over the gradient of the sequence sums it per sample and level, `[B, S, C]`: summed over samples,
-//! these are the level table's gradient; level 0's rows are the text's gradient (and, summed, that of the start
-//! embedding if it is one token); the others, summed, are the gradient of the projection's bias. The gradients of a
-//! longer start and of positions are sums over samples of the sequence's gradient itself
+//! In the backward, one pass over the gradient of the sequence sums it per sample and level, `[B, S, C]`. Summed over
+//! samples, these are the level table's gradient; level 0's rows are the text's gradient (and, summed, that of the
+//! start embedding if it is one token); the others, summed, are the gradient of the projection's bias. The gradients of
+//! a longer start and of positions are sums over samples of the sequence's gradient itself
 //! ([`sum_samples`](crate::engine::autograd::contributions::cuda::sum_samples) with a stride of `L·C`).
 //!
 //! The projection's weight gradient is a matrix product. For it, rows are padded to `[B, L, Cvae]` with zeros for the

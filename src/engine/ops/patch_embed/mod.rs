@@ -51,7 +51,7 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// From the scale of each token.
+    /// Builds the embedding of all tokens from the scale of each.
     pub fn new(parameters: PatchEmbedParameters, levels: Arc<Levels>) -> Self {
         let positions = levels.tokens();
         Self::made(parameters, levels, None, positions)

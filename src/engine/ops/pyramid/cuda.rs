@@ -72,7 +72,7 @@ struct Sizes {
     convolutions: usize,
     tokens: usize,
     first: usize,
-    /// Elements of a block's half-resized rows or search.
+    /// Elements that a block needs for half-resized rows or for the search.
     rows: usize,
     /// Elements of a block's scratch space.
     space: usize,

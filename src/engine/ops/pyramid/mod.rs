@@ -86,8 +86,8 @@ pub(crate) struct ScaleCodes<'a> {
 }
 
 impl PyramidQuantizer {
-    /// From the side lengths of the token maps, coarsest first, a codebook `[V, Cvae]` of any float type, and the
-    /// shared convolutions φ (none: φ is the identity).
+    /// Builds a quantizer from the side lengths of the token maps, coarsest first, a codebook `[V, Cvae]` of any float
+    /// type, and the shared convolutions φ (none: φ is the identity).
     ///
     /// Convolutions are assigned to scales as numpy does it in the upstream code (see `phi_index`).
     ///
@@ -158,8 +158,8 @@ impl PyramidQuantizer {
         })
     }
 
-    /// From tensors named as in the upstream VQ-VAE: `{prefix}embedding.weight` `[V, Cvae]` and the convolutions
-    /// `{prefix}quant_resi.qresi_ls.{k}.weight|bias` (partially shared, the upstream default), or
+    /// Builds a quantizer from tensors named as in the upstream VQ-VAE: `{prefix}embedding.weight` `[V, Cvae]` and the
+    /// convolutions `{prefix}quant_resi.qresi_ls.{k}.weight|bias` (partially shared, the upstream default), or
     /// `quant_resi.qresi.…` (one for all scales), or `quant_resi.{k}.…` (one per scale). `prefix` is `quantize.` in a
     /// VQ-VAE's checkpoint; `quant_resi` is the share r of the convolution in φ, 0.5 upstream.
     ///
@@ -266,7 +266,7 @@ impl PyramidQuantizer {
         self.input_reaching(codes, Reach::Before)
     }
 
-    /// As [`input`](Self::input), with rows as `reach` says.
+    /// As [`input`](Self::input), with the content of the rows given by `reach`.
     ///
     /// # Errors
     /// If the shape does not match or a code is out of range.
@@ -274,7 +274,7 @@ impl PyramidQuantizer {
         let (batch, codes) = self.checked_codes(codes)?;
         let channels = self.channels();
         let rows = self.tokens - self.patch_nums[0] * self.patch_nums[0];
-        // The reconstruction for a scale's rows is taken after the scale this many before it.
+        // A scale's rows use the reconstruction after the scale this many positions before it.
         let (scales, before) = match reach {
             Reach::Before => (self.scales.len() - 1, 1),
             Reach::Through => (self.scales.len(), 0),

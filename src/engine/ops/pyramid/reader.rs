@@ -49,7 +49,7 @@ pub struct CodeReader {
 }
 
 impl CodeReader {
-    /// For batches of up to `most_samples`.
+    /// Builds the reader for batches of up to `most_samples`.
     ///
     /// # Errors
     /// If there is not enough memory.

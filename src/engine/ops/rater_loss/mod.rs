@@ -22,7 +22,7 @@ pub struct RaterLoss(Tensor);
 /// See [`RaterLoss`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RaterLossFactors {
-    /// Multiplies the weights: the share of the weighted training loss in the proxy's.
+    /// Multiplies the weights: the share of the weighted training loss in the proxy's loss.
     pub seed: f64,
     /// Multiplies the constants.
     pub constant: f64,
@@ -123,9 +123,9 @@ pub struct RegressionTargets {
 }
 
 impl RegressionTargets {
-    /// The gradient of `factor·Σ_i (logit_i − t_i)²` by the logits `[B, 1]`, in their dtype, and the targets `t` `[B]`:
-    /// the running average updated with `−c_i`, standardized. Samples whose constant is not finite have no gradient,
-    /// and a target of NaN.
+    /// The gradient of `factor·Σ_i (logit_i − t_i)²` with respect to the logits `[B, 1]`, in their dtype, and the
+    /// targets `t` `[B]`: the running averages updated with `−c_i`, standardized. Samples whose constant is not finite
+    /// have no gradient, and a target of NaN.
     ///
     /// # Errors
     /// If the sizes do not match or the tensors are on different devices.
@@ -160,7 +160,8 @@ const REGULARIZATION: f64 = 0.01;
 /// Lower bound inside its logarithms.
 const FLOOR: f64 = 1e-8;
 
-/// The upstream term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient by each weight.
+/// The upstream term: 0.01 times minus the mean Bernoulli entropy of the weights, and its gradient with respect to each
+/// weight.
 pub(crate) fn entropy_term(weights: &[f64]) -> (f64, Vec<f64>) {
     let share = REGULARIZATION / weights.len() as f64;
     let (mut loss, mut gradient) = (0.0, Vec::with_capacity(weights.len()));

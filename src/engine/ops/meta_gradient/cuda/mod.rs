@@ -30,7 +30,7 @@ const MIN_HOPPER_ROWS: usize = 33;
 const THREADS: u32 = 256;
 /// Columns per block of a sum over the rows of a table.
 const COLUMNS: usize = 32;
-/// Elements of a sample that one block multiplies: `DOT_SHARE` in the kernel.
+/// Elements of a sample that one block multiplies: `DOT_CHUNK` in the kernel.
 const DOT_SHARE: usize = 8192;
 /// Partial results per sample and tile that [`in_tile`] keeps at once: 64 MiB per quantity.
 pub const MOST_PARTIALS: usize = 16 << 20;
@@ -44,15 +44,15 @@ const MAX_PAIRED_ROWS: usize = 4;
 
 /// The cost model of [`meta_gradient`]. Times are in operations of a matrix product at a GPU's peak rate (989 TFLOP/s
 /// and 3.35 TB/s on an H100). Measured on an H200 for `[3072, 1024]`: the three ways reach 0.57, 0.20 and 0.68 of that
-/// rate with 680 rows per sample; with 77 rows the tile takes 132 us and the others 290 together, with one row 207 and
-/// 44.
+/// rate with 680 rows per sample. With 77 rows the tile takes 132 us and the other two together 290 us; with one row
+/// they take 207 us and 44 us.
 mod cost {
     /// The fraction of that rate for each way: products in the tile, by rows, and by cuBLASLt.
     pub(super) const IN_TILE: f64 = 0.5;
     pub(super) const BY_ROWS: f64 = 0.3;
     pub(super) const LIBRARY: f64 = 0.75;
     /// The epilogue of a sample, per element of its gradient: 4 instructions, of which a multiprocessor runs 128 per
-    /// cycle, compared with 4096 of the other operations.
+    /// cycle, compared with 4096 operations of a matrix product.
     pub(super) const END: f64 = 128.0;
     /// Reading or writing a 16-bit value.
     pub(super) const MOVE: f64 = 600.0;
@@ -61,7 +61,7 @@ mod cost {
 fn launch(device: &Device, kernel: &Kernel, launch: &Launch, arguments: &[Argument]) -> Result<()> {
     // SAFETY: only functions of this file call this: each passes its kernel's arguments in order, has compared the
     // sizes of all buffers with those that it passes to the kernel, borrows mutably what is written, and the buffers
-    // are freed in the order of the work.
+    // are freed in stream order.
     unsafe { device.launch(kernel, launch, arguments) }
 }
 

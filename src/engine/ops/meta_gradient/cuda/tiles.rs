@@ -162,7 +162,7 @@ impl InTile {
         if self.row_bytes + self.direction_bytes + STATIC_BYTES > device.facts().shared_bytes
             && let (Some(products), Some(direction)) = (asked.products.take(), asked.direction.take())
         {
-            // Consumer GPUs have shared memory for the rows only.
+            // Consumer GPUs have enough shared memory for the rows only.
             projected(products, direction, input, d_output, sizes)?;
         }
         if asked.is_nothing() {
@@ -175,7 +175,7 @@ impl InTile {
         };
         let chunk = sizes.samples.div_ceil(chunks);
         let chunks = sizes.samples.div_ceil(chunk);
-        // Samples of each chunk per launch.
+        // How many samples of each chunk one launch takes.
         let parts = tiles * self.parts;
         let count = (most_partials / (parts * chunks)).clamp(1, chunk);
         let slots = if count == chunk { sizes.samples } else { chunks * count };

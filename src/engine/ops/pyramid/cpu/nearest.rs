@@ -17,7 +17,7 @@ pub(crate) struct NearestCode {
 }
 
 impl NearestCode {
-    /// From a codebook `[V, C]` of `channels` columns.
+    /// Packs a codebook `[V, C]` of `channels` columns.
     ///
     /// # Panics
     /// If `channels` is 0.

@@ -22,7 +22,7 @@ pub struct Bicubic {
 }
 
 impl Bicubic {
-    /// From maps of side `input` to maps of side `output`.
+    /// Prepares resizing from maps of side `input` to maps of side `output`.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -115,7 +115,7 @@ pub struct Area {
 }
 
 impl Area {
-    /// From maps of side `input` to maps of side `output`.
+    /// Prepares pooling from maps of side `input` to maps of side `output`.
     pub fn new(input: usize, output: usize) -> Self {
         let windows =
             (0..output).map(|at| (at * input / output, ((at + 1) * input).div_ceil(output))).collect();
@@ -186,7 +186,7 @@ pub struct ResidualConvolution {
 }
 
 impl ResidualConvolution {
-    /// From PyTorch's `weight` `[C, C, 3, 3]` and `bias` `[C]`, of any float type.
+    /// Builds φ from PyTorch's `weight` `[C, C, 3, 3]` and `bias` `[C]`, of any float type.
     ///
     /// # Errors
     /// If the shapes do not match.
