@@ -1,4 +1,4 @@
-//! Detects the result of a failed download or checkout, which has the right name, from its first bytes.
+//! Detects files that are the result of a failed download or checkout: the name is right, but the first bytes are not.
 
 use std::{fmt, fs, path::Path};
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Number of bytes inspected at the start of a file.
 const LOOKED_AT: usize = 1024;
 
-/// The actual contents of a file that does not have the expected ones.
+/// What a file contains instead of the expected contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistaken {
     /// An HTML page.
@@ -36,7 +36,7 @@ impl Mistaken {
 }
 
 impl fmt::Display for Mistaken {
-    /// Describes it with a hint, to follow "not weights but".
+    /// Describes the contents with a hint, to follow "not weights but".
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (what, cure) = match self {
             Self::Page => (
@@ -58,7 +58,7 @@ pub(crate) fn beginning(bytes: &[u8]) -> String {
     text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).to_lowercase()
 }
 
-/// The message for a file in an unexpected format: the actual format if it is recognized, else the parser's error.
+/// The message for a file in an unexpected format: what the file is, if it is recognized, else the parser's error.
 pub(crate) fn refusal(expected: &str, bytes: &[u8], error: impl fmt::Display) -> String {
     match Mistaken::of(bytes) {
         Some(found) => format!("not {expected} but {found}"),

@@ -275,8 +275,8 @@ fn temporary_folder(path: &Path) -> io::Result<TempDir> {
     create_temporary(|| builder.tempdir_in(folder_of(path)), |folder| folder.path().to_path_buf())
 }
 
-/// A folder that is created atomically: files are written to a temporary folder next to it, which
-/// `publish` renames. If dropped before, it is removed.
+/// A folder that is created atomically: files are written to a temporary folder next to it, which `publish` renames. If
+/// dropped before that, it is removed.
 #[derive(Debug)]
 pub struct PendingFolder {
     temporary: TempDir,

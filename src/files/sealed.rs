@@ -25,7 +25,7 @@ pub struct Written {
 }
 
 impl Written {
-    /// From the contents.
+    /// Describes the contents `bytes`.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, sha256: sha256(bytes) }
     }

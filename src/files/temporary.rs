@@ -12,7 +12,7 @@ use std::{
 };
 
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-/// Whether anything was created yet.
+/// Whether anything has been created yet.
 static BEGUN: AtomicBool = AtomicBool::new(false);
 
 fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
@@ -36,17 +36,17 @@ pub(crate) fn create_temporary<T, E>(
     Ok(made)
 }
 
-/// Whether nothing was written yet: every command starts by creating a lock.
+/// Whether nothing has been written yet: every command starts by creating a lock.
 pub(crate) fn is_untouched() -> bool {
     !BEGUN.load(Ordering::SeqCst)
 }
 
-/// Unregisters a path that has its final name or was removed.
+/// Unregisters a path that now has its final name or was removed.
 pub(crate) fn forget(path: &Path) {
     temporary().remove(path);
 }
 
-/// Removes all registered paths. To be called right before the process exits without unwinding: a thread that creates
+/// Removes all registered paths. Call it right before the process exits without unwinding: a thread that creates
 /// something temporary afterwards blocks until the exit.
 pub(crate) fn clean_up() {
     let mut remembered = temporary();

@@ -41,7 +41,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     pattern[at..].iter().all(|character| *character == '*')
 }
 
-/// The length of the class, such as `[0-9a]` or `[!x]`, that `pattern` starts with, if it contains `character`.
+/// If the class that `pattern` starts with, such as `[0-9a]` or `[!x]`, contains `character`, the length of the class.
 fn in_class(pattern: &[char], character: char) -> Option<usize> {
     let close = pattern.iter().skip(2).position(|&other| other == ']')? + 2;
     let mut class = &pattern[1..close];
@@ -63,7 +63,7 @@ fn in_class(pattern: &[char], character: char) -> Option<usize> {
     (contained != negated).then_some(close + 1)
 }
 
-/// Whether an output at this canonical path would belong to what `pattern` stands for.
+/// Whether an output at this canonical path would be one of the files that `pattern` matches.
 pub(crate) fn covers(pattern: &Path, output: &Path) -> bool {
     let is_plain = |part: &Component<'_>| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
     let mut parts = pattern.components().peekable();

@@ -1,4 +1,4 @@
-//! Classifies the contents of an output folder: files of the command itself, of other commands, and of others.
+//! Classifies the contents of an output folder: which files are the command's own, another command's, or neither.
 
 use std::{
     fs,
@@ -14,8 +14,8 @@ use crate::{
     files::folder_of,
 };
 
-/// The files that a command may have written to its folder before it finished: names with `/`, in which `*` matches anything
-/// within one component. These patterns alone identify the files of a killed process.
+/// The files that a command may have written to its folder before it finished: names with `/`, in which `*` matches
+/// anything within one component. These patterns are all that identifies the files of a killed process.
 pub(crate) type FolderPatterns = &'static [&'static str];
 
 /// An output whose contents are checked.
@@ -26,7 +26,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// Whether a file was written by the command of the folder, or by one whose marker is next to the file.
+    /// Whether a file was written by the command of the folder, or by a command whose marker is next to the file.
     pub(super) fn is_own(&self, path: &Path) -> Result<bool> {
         let name = name_below(self.root, path);
         if self.marker.vouches_for(&name, path)? {
@@ -106,8 +106,8 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
         })
 }
 
-/// Writes the marker of a complete folder. It does not list outputs with markers of their own, nor files that the
-/// command does not write; without a layout, all files are the command's.
+/// Writes the marker of a complete folder. The marker does not list outputs that have markers of their own, nor files
+/// that the command does not write; without a layout, all files count as the command's.
 pub(super) fn describe(command: &str, folder: &Path, layout: FolderPatterns) -> Result<()> {
     let mut files = Vec::new();
     list(folder, "", &mut files)?;

@@ -181,8 +181,8 @@ impl OutputFolder {
         Ok(Marker::read(&self.target.join(MARKER))?.filter(|marker| marker.command == self.command))
     }
 
-    /// Fails if the folder contains a file that neither its marker nor the marker of a file in it lists, or that has
-    /// changed since.
+    /// Fails if the folder contains a file that is listed neither by its marker nor by another marker in it, or that
+    /// has changed since.
     ///
     /// # Errors
     /// [`Error::Output`] for the first such file; [`Error::Locked`] if another process is writing in the folder.
@@ -191,7 +191,8 @@ impl OutputFolder {
             return self.present().map(drop);
         }
         let inner = self.expect_own_in(&self.target)?;
-        // Other commands must have finished writing in it; files that they write later are refused by name.
+        // Other commands must have finished writing in it; a file that they write later is not a known file and is
+        // refused.
         Lock::acquire(self.command, &inner).map(drop)
     }
 
@@ -221,8 +222,7 @@ impl OutputFolder {
         Ok(inner)
     }
 
-    /// Outputs of other commands within a folder. If all files of an output match the layout, this command wrote it
-    /// itself.
+    /// Outputs of other commands within a folder. An output whose files all match the layout is this command's own.
     fn others_in(&self, folder: &Path) -> Result<Vec<Other>> {
         let is_own =
             |path: &PathBuf| self.layout.iter().any(|pattern| matches(pattern, &name_below(folder, path)));
@@ -304,7 +304,7 @@ impl OutputFolder {
         )
     }
 
-    /// Fails if a listed file of a complete folder was changed or removed.
+    /// Fails if a listed file of a complete folder has changed. A file that was removed is accepted.
     ///
     /// # Errors
     /// [`Error::Output`] for the first such file.

@@ -68,7 +68,7 @@ impl Lock {
 }
 
 impl Lock {
-    /// Fails if a lock file was removed: another process may have taken the lock since.
+    /// Fails if a lock file was removed: another process may have taken the lock since then.
     ///
     /// # Errors
     /// [`Error::Output`] if so.
@@ -132,7 +132,7 @@ fn acquire(output: &Path, path: &Path, holder: &Holder) -> Result<File> {
             Err(TryLockError::WouldBlock) => return Err(locked(output, holder_of(&mut file).as_ref())),
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
         }
-        // Another file with this name is not written to.
+        // A file with this name that is not a lock must not be written to.
         let own = file.metadata().map_err(Error::io("read", path))?;
         if !own.is_file() || links(&own) > 1 || !names_a_holder(&mut file) {
             return Err(refuse(path, "is in the way and is not a lock of this program; move it away"));

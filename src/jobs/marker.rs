@@ -139,7 +139,8 @@ impl Marker {
         }
     }
 
-    /// Writes the marker atomically. A leftover of a killed process has a known name; see [`remove_leftover`].
+    /// Writes the marker atomically. The temporary file that a killed process leaves has a known name; see
+    /// [`remove_leftover`].
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_vec(self).map_err(|error| Error::invalid(error.to_string()))?;
         text.push(b'\n');

@@ -32,8 +32,8 @@ use crate::{
 pub(crate) struct Claim<'a> {
     /// The command, such as `score`.
     pub(crate) command: &'static str,
-    /// Files and folders that it reads. Missing ones are reported by the command itself. `FOLDER/**` stands for everything in
-    /// a folder, and other wildcards for what they match, now or later.
+    /// Files and folders that it reads. The command itself reports missing ones. `FOLDER/**` stands for everything in a
+    /// folder; other wildcards stand for whatever they match, now or later.
     pub(crate) inputs: &'a [PathBuf],
     /// Whether an existing output of this program may be replaced.
     pub(crate) overwrite: bool,

@@ -34,7 +34,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Claims a file and its companions, whose names are its stem and one of these suffixes. Only creates
+    /// Claims a file and its companions, whose names are its stem and one of these suffixes. Creates nothing but
     /// `.NAME.unfinished/`, and keeps what an earlier process left there.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl Output {
 }
 
 impl Drop for Output {
-    /// A command that failed before it kept anything leaves nothing.
+    /// A command that fails before it keeps anything leaves nothing behind.
     fn drop(&mut self) {
         let kept = fs::read_dir(&self.staging).is_ok_and(|mut entries| {
             entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != MARKER))
@@ -281,7 +281,7 @@ pub(super) fn make_staging(staging: &Path, command: &str) -> Result<()> {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let about = fs::symlink_metadata(staging).map_err(Error::io("read", staging))?;
-            // A process killed before it wrote the marker left nothing else.
+            // A process that was killed before it wrote the marker left nothing else.
             let mut empty = true;
             for entry in fs::read_dir(staging).map_err(Error::io("read", staging))? {
                 let name = entry.map_err(Error::io("read", staging))?.file_name();
