@@ -16,7 +16,7 @@ use crate::{
     files::temporary::{clean_up, is_untouched},
 };
 
-/// Exit code of a program stopped by the user (128 + SIGINT).
+/// Exit code of a program that the user stopped (128 + SIGINT).
 pub(crate) const EXIT_CODE: u8 = 130;
 
 /// The acknowledgment of a signal if the current step is finished first.
@@ -42,7 +42,7 @@ pub struct Interrupt(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     raised: AtomicBool,
-    /// During work that only reads and can be aborted at any point: what is saved of the job, and how to continue.
+    /// Set during work that only reads and can be aborted at any point: what is saved of the job, and how to continue.
     only_reading: Mutex<Option<String>>,
 }
 
@@ -53,8 +53,8 @@ impl State {
 }
 
 impl Interrupt {
-    /// An interrupt that is raised by Ctrl-C, SIGTERM and SIGHUP; at most one per process. `tell` prints a line, on a
-    /// separate thread.
+    /// Creates an interrupt that is raised by Ctrl-C, SIGTERM and SIGHUP; at most one per process. `tell` prints a
+    /// line, on a separate thread.
     ///
     /// # Errors
     /// If a signal handler is already installed.
@@ -112,8 +112,8 @@ impl Interrupt {
         self.0.raised.load(Ordering::SeqCst)
     }
 
-    /// Runs work that writes nothing: a signal exits the program in the middle of it, however long it runs between
-    /// two checks. `saved` says what is saved and how to continue; see [`check`](Self::check).
+    /// Runs work that writes nothing: a signal exits the program in the middle of it, so the work need not call
+    /// [`check`](Self::check). `saved` says what is saved and how to continue.
     ///
     /// # Errors
     /// The error of the work; [`Error::Interrupted`] if the user requested to stop before or during it.
@@ -131,8 +131,8 @@ impl Interrupt {
     }
 }
 
-/// Makes a failed allocation exit with code 1 instead of SIGABRT; the standard library has printed the requested size
-/// by then. This applies to every abort: its cause was printed, but there is no core dump.
+/// Makes a failed allocation exit with code 1 instead of SIGABRT; by then the standard library has printed the
+/// requested size. This applies to every abort: the cause is printed, but no core dump is written.
 #[cfg(unix)]
 pub(crate) fn exit_on_failed_allocation() {
     let always = Arc::new(AtomicBool::new(true));

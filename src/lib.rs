@@ -1,9 +1,9 @@
 //! Selects the text-image pairs that are worth training a text-to-image model on.
 //!
 //! Small text-to-image *proxies* evaluate the pairs that they have not been trained on, or a small *rater* is trained
-//! jointly with a proxy by meta-gradients ([Alchemist, arXiv 2512.16905](https://arxiv.org/abs/2512.16905)). Every pair of a
-//! corpus gets a rating, and a selection strategy keeps a part of it. Training runs on the CPU, or on a GPU with this crate's
-//! CUDA kernels.
+//! jointly with a proxy by meta-gradients ([Alchemist, arXiv 2512.16905](https://arxiv.org/abs/2512.16905)). Every pair
+//! of a corpus gets a rating, and a selection strategy keeps a part of it. Training runs on the CPU, or on a GPU with
+//! this crate's CUDA kernels.
 //!
 //! Most users want the command-line program, `alchemist-engine`. This library is for programs that rate corpora
 //! themselves, and for experiments with new rules: see [Where to start](#where-to-start).
@@ -79,8 +79,8 @@
 //!
 //! `examples/rate.rs` in the repository trains a rater and rates a corpus.
 //!
-//! Long jobs accept an [`Interrupt`](interrupt::Interrupt), write their files atomically, and resume where they stopped.
-//! Functions return an [`Error`], whose variants tell the caller what to change.
+//! Long jobs accept an [`Interrupt`](interrupt::Interrupt), write their files atomically, and resume where they
+//! stopped. Functions return an [`Error`], whose variants tell the caller what to change.
 //!
 //! # Structure
 //!

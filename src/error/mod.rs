@@ -191,7 +191,7 @@ fn size(bytes: usize) -> String {
     format!("{:.1} {}", bytes as f64 / f64::powi(1024.0, unit as i32 + 1), UNITS[unit])
 }
 
-/// An empty vector with capacity for `length` values. `path` and `what` describe the purpose in the error.
+/// Allocates an empty vector with capacity for `length` values. `path` and `what` describe the purpose in the error.
 ///
 /// # Errors
 /// [`Error::Memory`] if the allocation fails.
@@ -219,9 +219,9 @@ impl Error {
         Self::Shape { op, detail: detail.into() }
     }
 
-    /// Whether the error says nothing about the image it occurred with: with more memory or fewer open files, it can be
-    /// read. Jobs that skip unusable images stop at such an error, because results must not depend on the machine's
-    /// state.
+    /// Whether the error says nothing about the image that it occurred with: with more memory or fewer open files, the
+    /// image could be read. Jobs that skip unusable images stop at such an error, because results must not depend on
+    /// the machine's state.
     pub(crate) fn is_of_machine(&self) -> bool {
         matches!(self, Self::Memory { .. } | Self::OpenFiles { .. })
     }

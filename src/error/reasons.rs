@@ -51,7 +51,7 @@ impl Reasons {
         self.rows
     }
 
-    /// The error of a job that can use no row of `table`; `list` is the file with all reasons.
+    /// The error of a job for which no row of `table` is usable; `list` is the file with all reasons.
     pub fn none_usable(&self, table: &Path, list: Option<&Path>) -> Error {
         let rows = match self.rows {
             0 => {

@@ -81,7 +81,7 @@ impl<'a> Initializer<'a> {
             let shape = parameters.value(weight.id).shape();
             let mut random = Random::new(seed, Purpose::Initialize, weight.stream);
             let deviation = |at: usize| if at < weight.until { weight.first } else { weight.rest };
-            // PyTorch truncates at ±2, which is so many deviations out that it never happens; it is kept for
+            // PyTorch truncates at ±2. That is so many standard deviations away that it never happens; it is kept for
             // equivalence.
             let values: Vec<f64> = (0..shape.iter().product())
                 .map(|at| (random.normal() * deviation(at)).clamp(-2.0, 2.0))

@@ -87,7 +87,7 @@ impl Layout {
         })
     }
 
-    /// The tokens of scale `scale` only, for a pass with a cache: positions stay those of the whole pyramid, and the
+    /// The tokens of scale `scale` only, for a pass with a cache: positions remain those of the whole pyramid, and the
     /// attention uses the last ones.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Layout {
         &self.indices
     }
 
-    /// Number of tokens in the finest scale that occurs.
+    /// Number of these tokens that belong to the finest scale among them.
     pub fn last_scale(&self) -> usize {
         let levels = self.levels.host();
         levels.iter().rev().take_while(|level| Some(*level) == levels.last()).count()
