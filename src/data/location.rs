@@ -101,7 +101,7 @@ pub fn not_local(written: &str) -> Option<String> {
 /// Explains, from how its path is written, why a file may be missing; to be appended to `there is no such file`.
 pub(crate) fn hint_of_missing(path: &Path) -> String {
     let text = path.to_string_lossy();
-    // The text as written in the table follows the table's folder.
+    // Starts at every component, because the path in the table is preceded by the table's folder.
     let starts = std::iter::once(0).chain(text.match_indices('/').map(|(at, _)| at + 1));
     for start in starts {
         if let Some(why) = scheme_of(&text[start..]).and_then(|_| not_local(&text[start..])) {

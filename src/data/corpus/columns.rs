@@ -25,7 +25,7 @@ pub struct ColumnNames {
 }
 
 impl Default for ColumnNames {
-    /// The names in the upstream code: `id`, `image_save_path`, `caption`.
+    /// The names that the upstream code uses: `id`, `image_save_path`, `caption`.
     fn default() -> Self {
         Self {
             id: ID_NAMES[0].to_owned(),
@@ -117,7 +117,7 @@ const IMAGES: Convention = Convention { what: "image", names: &IMAGE_NAMES };
 const CAPTIONS: Convention = Convention { what: "caption", names: &CAPTION_NAMES };
 
 impl Convention {
-    /// The column `name` or, if that is the default and missing, the first one by convention.
+    /// The column `name`; if that is the default and there is no such column, the first conventional one.
     fn find(self, header: &[String], name: &str) -> Result<Option<(usize, Option<Taken>)>, String> {
         if let Some(index) = named(header, name)? {
             return Ok(Some((index, None)));
@@ -281,11 +281,11 @@ pub(crate) fn absent(header: &[String], name: &str) -> String {
 
 /// Warns about the columns found by convention.
 fn warn_of_conventions(path: &Path, header: &[String], taken: &[Taken]) {
-    // Tables written by this program have the columns of their input, for which the warning was given.
+    // Tables written by this program have the columns of their input, whose reader has already warned.
     if Marker::path_for(path).exists() {
         return;
     }
-    // The upstream reader falls back to this name, too.
+    // The upstream reader also falls back to this name.
     let silent = |taken: &&Taken| header[taken.index] != CAPTION_NAMES[1] || !taken.passed_over.is_empty();
     let said: Vec<String> = taken
         .iter()

@@ -29,7 +29,7 @@ use crate::{
 
 /// Size of the read buffer.
 const BUFFER_BYTES: usize = 1 << 18;
-/// How far back a compressed table is read without decompressing it again: to the start of the longest row.
+/// How far back a compressed table can be read without decompressing it again: to the start of the longest row.
 const WINDOW_BYTES: usize = MAX_ROW_BYTES + BUFFER_BYTES;
 
 /// A row that cannot be used.
@@ -322,7 +322,7 @@ impl DelimitedTable {
 
 /// An error about a malformed row, with a hint.
 pub(super) fn refuse_row(path: &Path, line: Option<u64>, message: String) -> Error {
-    // A message that has a hint gets no second one.
+    // A message that already has a hint gets no second one.
     let message = match message.contains("; ") {
         true => message,
         false => format!("{}; {SKIP_BAD_ROWS}", message.trim_end_matches('.')),

@@ -13,7 +13,7 @@ pub(super) const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif"
 /// Names in a zip archive that identify an Excel workbook.
 const WORKBOOK: [&[u8]; 4] = [b"xl/workbook", b"xl/worksheets", b"xl/theme", b"xl/styles"];
 
-/// Describes what a file that starts with `start` is, with a hint; `None` if it may be delimited UTF-8 text.
+/// Describes the kind of a file that starts with `start`, with a hint; `None` if it may be delimited UTF-8 text.
 pub fn foreign(start: &[u8]) -> Option<String> {
     binary(start).or_else(|| text(start)).map(|(kind, cure)| format!("the file is {kind}; {cure}"))
 }
@@ -45,7 +45,7 @@ fn binary(start: &[u8]) -> Option<(&'static str, &'static str)> {
             ("UTF-16 text", "save it as UTF-8 (in Excel: \"CSV UTF-8\" as the file type)")
         }
         _ if is_parquet(start) => ("a Parquet file", "convert it to CSV"),
-        // A compressed table is decompressed once.
+        // A compressed table is decompressed only once.
         [0x1F, 0x8B, ..] => ("compressed twice, with gzip", "unpack it (gunzip)"),
         [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => {
             ("compressed twice, with zstd", "unpack it (zstd -d)")

@@ -33,7 +33,7 @@ pub(crate) struct CorpusFiles {
 }
 
 impl CorpusFiles {
-    /// The files that `path` stands for, in this format, or in the format of the first one.
+    /// The files that `path` stands for, read in this format, or if none is given in the format of the first file.
     ///
     /// # Errors
     /// If there is none, one is listed twice, or a folder cannot be read or contains no corpus.
@@ -86,9 +86,9 @@ impl CorpusFiles {
         warn_once(format!("{}: read as {what}{compressed}", path.display()));
     }
 
-    /// The paths of everything in the corpus that an output must not replace or become part of: `path` itself, its files, and
-    /// what its wildcards or its folder stand for. Those of a corpus that cannot be read are left to its reader, which says
-    /// why.
+    /// The paths in the corpus that an output must not replace or become part of: `path` itself, its files, and
+    /// whatever its wildcards or its folder stand for. Errors are left to the reader of the corpus, which explains
+    /// them.
     pub(crate) fn inputs(path: &Path, format: Option<CorpusFormat>) -> Vec<PathBuf> {
         let mut inputs = vec![path.to_path_buf()];
         if path.is_dir() || !path.exists() {
@@ -105,7 +105,7 @@ impl CorpusFiles {
     }
 }
 
-/// The longest folder that both are in.
+/// The deepest folder that contains both.
 fn shared<'a>(one: &'a Path, other: &Path) -> &'a Path {
     one.ancestors().find(|folder| other.starts_with(folder)).unwrap_or(Path::new(""))
 }
@@ -126,8 +126,8 @@ fn expect_distinct(paths: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
-/// The format of the corpus in a folder, and its files sorted by name, byte by byte. Names that start with `_` or `.` are
-/// metadata of the program that wrote the folder (`_SUCCESS`, `_metadata`) and are skipped.
+/// The format of the corpus in a folder, and its files sorted by name, byte by byte. Names that start with `_` or `.`
+/// are metadata of the program that wrote the folder (`_SUCCESS`, `_metadata`) and are skipped.
 fn in_folder(path: &Path, format: Option<CorpusFormat>) -> Result<(CorpusFormat, Vec<PathBuf>)> {
     let refuse = |message: String| Error::Table { path: path.to_path_buf(), line: None, message };
     let mut files = Vec::new();
@@ -158,7 +158,7 @@ fn in_folder(path: &Path, format: Option<CorpusFormat>) -> Result<(CorpusFormat,
         Some((CorpusFormat::WebDataset, found.cloned().collect::<Vec<_>>()))
             .filter(|(_, found)| !found.is_empty())
     };
-    // Hugging Face's image folder: a table that lists the images.
+    // Hugging Face's image folder, which has a table that lists the images.
     let metadata = || {
         let named =
             |name: &str| files.iter().find(|file| file.file_name() == Some(OsStr::new(name))).cloned();
@@ -178,7 +178,7 @@ fn in_folder(path: &Path, format: Option<CorpusFormat>) -> Result<(CorpusFormat,
         Some(CorpusFormat::WebDataset) => web_dataset(),
         Some(CorpusFormat::Csv) => csv(),
         Some(CorpusFormat::JsonLines) => json_lines(),
-        // A table among other files lists them; only a folder of tables alone is a table in parts.
+        // A table among other files lists them. If all files are tables, they are the parts of one table.
         None => metadata()
             .or_else(web_dataset)
             .or_else(parquet)

@@ -90,7 +90,7 @@ impl ImageFolder {
     }
 }
 
-/// The images below a folder, sorted by path, with their captions. Hidden files and folders are left out.
+/// The images below a folder, sorted by path, with their captions. Hidden files and folders are skipped.
 fn list(folder: &Path) -> Result<Vec<Pair>> {
     let (mut images, mut captions) = (Vec::new(), HashMap::new());
     let mut waiting = vec![folder.to_path_buf()];

@@ -61,7 +61,7 @@ impl CorpusFormat {
         }
     }
 
-    /// Describes a corpus of so many files in this format, for messages.
+    /// Describes a corpus of `files` files in this format, for messages.
     pub(super) fn describe(self, files: usize) -> String {
         let one = match self {
             Self::Csv => "delimited text",
@@ -73,10 +73,10 @@ impl CorpusFormat {
         if files == 1 { one.to_owned() } else { format!("{files} files of {one}") }
     }
 
-    /// The location whose folder relative image paths in a file start at.
+    /// The location whose folder contains the relative image paths of a file.
     pub(super) fn base(self, file: &Location) -> Location {
         match self {
-            // The file is the folder itself.
+            // The file is the folder itself, so any name in the folder will do.
             Self::ImageFolder => Location::from(file.as_path().join("captions")),
             _ => file.clone(),
         }
@@ -121,7 +121,7 @@ impl CorpusFormat {
             (Self::ImageFolder, _) => Err(refuse(
                 "is not a folder, so it cannot be read as imagefolder; leave out --format".to_owned(),
             )),
-            // Anything that is nothing else may be delimited text, and its reader names what is wrong.
+            // A file in no other format may be delimited text; the reader then reports what is wrong with it.
             (_, Self::Csv) | (Self::WebDataset, _) => Ok(self),
             _ if found == self => Ok(self),
             _ => Err(refuse(format!(
@@ -157,7 +157,7 @@ impl CorpusFormat {
         }
     }
 
-    /// The error about a corpus of so many files without a row.
+    /// The error about a corpus of `files` files without any row.
     pub(super) fn refuse_empty(self, first: &Location, files: usize) -> Error {
         let message = match (self, files) {
             (Self::Csv, 1) => "the table has a header but no rows".to_owned(),

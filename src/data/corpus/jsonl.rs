@@ -1,8 +1,8 @@
 //! A corpus in JSON Lines: one object per line.
 //!
-//! The columns are the keys of the first lines, in the order in which they appear. Text is unescaped, numbers and the
-//! like are as written, null and a missing key are empty. A list or an object is carried as its JSON text, and refused as
-//! an id, an image or a caption.
+//! The columns are the keys of the first lines, in order of first appearance. Text is unescaped, numbers and booleans
+//! are kept as written, and null or a missing key is an empty field. A list or an object is kept as its JSON text, but
+//! is an error as an id, an image or a caption.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,13 +33,13 @@ use crate::{
 const SCANNED_LINES: usize = 1000;
 /// Size of the read buffer.
 const BUFFER_BYTES: usize = 1 << 18;
-/// Number of keys outside the columns that are named in a warning.
+/// Maximum number of keys named in a warning because they have no column.
 const NAMED_KEYS: usize = 16;
 
 /// A value as text: whether it is a list or an object, and the text.
 pub(super) struct Text {
     nested: bool,
-    /// The text; of a list or an object, its JSON.
+    /// The text; for a list or an object, its JSON.
     pub(super) text: String,
 }
 
@@ -126,7 +126,7 @@ pub(super) struct JsonLines {
     header: Vec<String>,
     /// The column of each key.
     columns: HashMap<String, usize>,
-    /// Columns that must not be lists or objects, once they are known.
+    /// Columns that must not contain lists or objects; set after the columns are known.
     plain: Vec<String>,
     /// The current row.
     fields: Vec<String>,
@@ -138,7 +138,7 @@ pub(super) struct JsonLines {
 }
 
 impl JsonLines {
-    /// Opens a file. Its columns are `header`, or else the keys of its first lines.
+    /// Opens a file. Its columns are `header` or, if that is `None`, the keys of its first lines.
     ///
     /// # Errors
     /// If it cannot be read, or no line of it is an object.

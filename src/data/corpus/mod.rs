@@ -1,7 +1,7 @@
 //! The corpus: records of an id, an image and a caption, streamed in constant memory in any supported format.
 //!
-//! All other code reads a [`Corpus`]. A format is an implementation of `TableReader`, which reads one file, and a line in
-//! [`format`](mod@format); the files of a corpus are read one after another.
+//! All other code reads a [`Corpus`]. A format is an implementation of `TableReader`, which reads one file, and a line
+//! in [`format`](mod@format); the files of a corpus are read one after another.
 
 pub mod columns;
 mod csv;
@@ -45,7 +45,7 @@ use crate::{
 /// [`Corpus::with_empty_caption`].
 pub const RELEASED_EMPTY_CAPTION: &str = "empty caption";
 
-/// Records that the iterator reads in advance.
+/// Number of records that the iterator reads in advance.
 const AHEAD: usize = 256;
 
 /// One record of a corpus.
@@ -81,12 +81,12 @@ impl Record {
     }
 }
 
-/// The local folders and archives that contain the records' images, without duplicates. An output must not be one of them, nor
-/// contain one.
+/// The local folders and archives that contain the records' images, without duplicates. An output must not be or
+/// contain one of them.
 pub(crate) fn image_folders(records: &[Record]) -> Vec<PathBuf> {
     let folders: BTreeSet<&Path> =
         records.iter().filter_map(|record| record.image.local()?.parent()).collect();
-    // The folder of a member is within its archive, which must be kept.
+    // The folder of a member is within its archive, and the archive is what must not be replaced.
     let file = |folder: &Path| container_of(folder).unwrap_or(folder).to_path_buf();
     folders.into_iter().map(file).collect()
 }
@@ -115,8 +115,8 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Opens the corpus at `path`, in the format that it is detected to have, and reads its schema. The path is that of a file, a folder,
-    /// a brace list or a wildcard pattern.
+    /// Opens the corpus at `path`, detects its format and reads its schema. The path is that of a file or a folder, a
+    /// brace list or a wildcard pattern.
     ///
     /// # Errors
     /// If it does not exist, has an unsupported format, has no records, or lacks one of the columns.
@@ -124,7 +124,7 @@ impl Corpus {
         Self::open_as(path, names, None)
     }
 
-    /// Like [`open`](Self::open), but in this format, if one is given.
+    /// Like [`open`](Self::open), but in the given format, if there is one.
     ///
     /// # Errors
     /// See [`open`](Self::open); also if it is in another format.
@@ -194,9 +194,9 @@ impl Corpus {
         self.reader.refuse_schema(message.into())
     }
 
-    /// Identifies the contents: the SHA-256 of the file in hexadecimal, or the SHA-256 over those of the files if there
-    /// are several. Of a corpus that contains its images it is the SHA-256 over its records: images are identified one
-    /// by one, as they are read.
+    /// Identifies the contents: the SHA-256 of the file in hexadecimal or, for several files, the SHA-256 over theirs.
+    /// For a corpus that contains its images, it is the SHA-256 over its records only: images are identified one by one
+    /// when they are read.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -243,7 +243,7 @@ impl Corpus {
         self.ahead.clear();
         let mut records = Vec::new();
         match (from, self.peeked.take()) {
-            // Compressed data has no positions to seek to, so a batch that follows the last one is read on from there.
+            // Compressed data cannot be sought in, so a batch that follows the last one continues from there.
             (Some(cursor), Some((at, record))) if cursor == at && most > 0 => records.push(record),
             (Some(cursor), _) => self.reader.seek(cursor)?,
             (None, _) => self.reader = self.reopen()?,

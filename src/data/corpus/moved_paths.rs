@@ -35,7 +35,7 @@ pub struct MovedPaths {
 }
 
 impl MovedPaths {
-    /// For paths from the table `from` in the table `to`, which need not exist yet; its folder must.
+    /// Rewrites paths of the table `from` for the table `to`, which need not exist yet; its folder must exist.
     ///
     /// # Errors
     /// If one of the folders cannot be resolved.
@@ -43,7 +43,7 @@ impl MovedPaths {
         Self::from_folder(folder_of(from), to)
     }
 
-    /// For paths relative to the folder `from` in the table `to`; see [`between`](Self::between).
+    /// Rewrites paths relative to the folder `from` for the table `to`; see [`between`](Self::between).
     ///
     /// # Errors
     /// If one of the folders cannot be resolved.

@@ -13,8 +13,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Reads one file of a corpus row by row: the only interface between a format and the code that reads them.
-/// The order of rows is deterministic.
+/// Reads one file of a corpus row by row: the only interface between a format and the other code. The order of rows is
+/// deterministic.
 ///
 /// A row is text in named columns. The text of an image is its path relative to the folder of the file; the path of an
 /// image within a container continues that of the container (see [`store`](crate::data::store)).
@@ -22,15 +22,15 @@ pub(super) trait TableReader: Send {
     /// Column names, in order.
     fn header(&self) -> &[String];
 
-    /// The names to look for in the header, for these requested `names`.
+    /// The names to look for in the header when these `names` are requested.
     fn names(&self, names: &ColumnNames) -> ColumnNames {
         names.clone()
     }
 
-    /// Names the columns that must be plain text: id, image and caption. By default every field is.
+    /// Declares which columns must be plain text: id, image and caption. By default every field is plain text.
     fn expect_text(&mut self, _columns: &[usize]) {}
 
-    /// Reads the next row. A malformed one can be skipped by reading on.
+    /// Reads the next row. After a malformed one, reading can continue.
     ///
     /// # Errors
     /// If reading the file fails.
@@ -48,7 +48,7 @@ pub(super) trait TableReader: Send {
     /// Where the current row is, for messages.
     fn origin(&self, file: &Arc<Location>) -> Origin;
 
-    /// The position of the next row, in units of its own.
+    /// The position of the next row, in the reader's own units.
     fn position(&self) -> [u64; 2];
 
     /// Seeks to a position returned by [`position`](Self::position) for this file.
@@ -150,8 +150,8 @@ impl From<Stored> for Cursor {
     }
 }
 
-/// The origin of a record, for messages: a file, and a line, row or member in it. Displayed as `FILE:LINE`, `FILE:ROW` or
-/// `FILE:MEMBER`, with the file name only.
+/// The origin of a record, for messages: a file, and a line, row or member in it. Displayed as `FILE:LINE`, `FILE:ROW`
+/// or `FILE:MEMBER`, with the file name only.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     file: Arc<Location>,
@@ -170,18 +170,17 @@ enum Within {
 }
 
 impl Origin {
-    /// From a line of a table, counted from 1 including the header, or the index of a file in a folder, counted from
-    /// 1.
+    /// An origin in a line of a table, counted from 1 including the header, or in a file of a folder, counted from 1.
     pub(crate) fn new(file: &Arc<Location>, line: u64) -> Self {
         Self { file: Arc::clone(file), within: Within::Line(line) }
     }
 
-    /// From a row of a table without lines, counted from 1.
+    /// An origin in a row of a table without lines, counted from 1.
     pub(super) fn row(file: &Arc<Location>, row: u64) -> Self {
         Self { file: Arc::clone(file), within: Within::Row(row) }
     }
 
-    /// From a member of an archive.
+    /// An origin in a member of an archive.
     pub(super) fn member(file: &Arc<Location>, name: &str) -> Self {
         Self { file: Arc::clone(file), within: Within::Member(name.to_owned()) }
     }

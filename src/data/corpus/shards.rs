@@ -1,4 +1,4 @@
-//! Reads the files of a corpus one after another, and makes records of their rows.
+//! Reads the files of a corpus one after another and turns their rows into records.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,12 +27,12 @@ use crate::{
 /// Upper bound on the text of records that are read together, except for the last one.
 const MOST_TEXT_BYTES: usize = 64 << 20;
 
-/// Upper bound on the text of a row: a table of outputs adds a rating and may make a path longer.
+/// Upper bound on the text of a row, with room for an output table, which adds a rating and may make a path longer.
 const MOST_ROW_BYTES: usize = MAX_ROW_BYTES - (1 << 16);
 
 /// Reads a corpus of one or several files.
 ///
-/// If it has no column of ids, it gets one in front of the other columns, with the image paths as written.
+/// If the corpus has no column of ids, one is added before the other columns, with the image paths as written.
 pub(super) struct CorpusReader {
     /// The path of the corpus, as named by the user.
     path: PathBuf,
@@ -42,21 +42,22 @@ pub(super) struct CorpusReader {
     /// Index of the file being read.
     shard: usize,
     file: Arc<Location>,
-    /// The location whose folder relative image paths start at: the file, or a name in the folder that is read as a file.
+    /// The location whose folder contains relative image paths: the file, or a name in the folder that is read as a
+    /// file.
     base: Location,
     /// The folder of the file relative to that of the corpus, with a trailing `/`; empty if they are the same.
     prefix: String,
     schema: Schema,
     columns: Columns,
     next_row: u64,
-    /// The last field of the image column, if it had to be rewritten.
+    /// The last value of the image column that had to be rewritten.
     image: String,
-    /// An error found after records that are still to be returned.
+    /// An error to report after the records that were read before it.
     failed: Option<Error>,
 }
 
 impl CorpusReader {
-    /// Opens the corpus at `path`, in this format, or in the one that is detected.
+    /// Opens the corpus at `path` in the given format, or else in the format that is detected.
     ///
     /// # Errors
     /// If a file is missing or in another format, there are no rows, or one of the columns is missing.
@@ -127,9 +128,9 @@ impl CorpusReader {
         &self.schema
     }
 
-    /// Reads until there are `most` records. Returns fewer at the end of a shard or if their text is long, and none at the end
-    /// of the corpus. `records` are records of this shard that were read before. A malformed record is an error or, with
-    /// `skip_malformed`, a record with the reason. After an error, nothing more is returned.
+    /// Reads until there are `most` records: fewer at the end of a shard or if their text is long, and none at the end
+    /// of the corpus. `records` are records of this shard that were read before. A malformed record is an error or,
+    /// with `skip_malformed`, a record with the reason. After an error, nothing more is returned.
     ///
     /// # Errors
     /// If reading fails, or a record is malformed.
@@ -221,7 +222,7 @@ impl CorpusReader {
             Read::End => return Ok(None),
             Read::Row => match self.usable() {
                 record if row_bytes(&record) <= MOST_ROW_BYTES => record,
-                // No table that has it could be read again.
+                // A table that contains this row could not be read again.
                 _ => {
                     let message = "the text of its columns is longer than 16 MiB".to_owned();
                     let row = Malformed { line: self.table.number(), message };

@@ -5,11 +5,12 @@
 //! | --- | --- |
 //! | `__key__` | the name before the first dot, with its folders |
 //! | `image` | the image's path: that of the shard, continued by the member's name |
-//! | `caption` | the text in `.txt`; of a sample without one, the key `caption` of `.json`. Without either, another key of `.json` is the caption |
+//! | `caption` | the text in `.txt`, else the key `caption` of `.json`; without either, another key of `.json` |
 //! | `__path__` | the image's path, for an id that is unique where keys repeat; only if it is named as the id |
 //! | others | the keys of `.json`, as `json.KEY` if the name is taken |
 //!
-//! The members of a sample must be adjacent: the library, which reads streams, would make two samples of them.
+//! The members of a sample must be adjacent: the library, which reads streams, would otherwise make two samples of
+//! them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,16 +43,16 @@ use crate::{
 const SCANNED_SAMPLES: usize = 256;
 /// Upper bound on a caption or on `.json`.
 const MOST_TEXT_BYTES: u64 = 16 << 20;
-/// Extensions of images, in the order in which one is chosen. Those that are not decoded are refused by name.
+/// Extensions of images, in order of preference. Unsupported ones are listed so that such an image is reported by name.
 const IMAGE_ENDINGS: [&str; 14] =
     ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2", "ppm"];
 /// The name of the column of keys.
 const KEY: &str = "__key__";
-/// The name of the column of paths that are ids.
+/// The name of a column of paths for use as ids.
 pub(super) const PATH: &str = "__path__";
 /// Prefix of a key of `.json` whose name is taken.
 const JSON: &str = "json.";
-/// Number of keys outside the columns that are named in a warning.
+/// Maximum number of keys named in a warning because they have no column.
 const NAMED_KEYS: usize = 16;
 
 /// The source of a column.
@@ -71,7 +72,7 @@ struct Sample {
     key: String,
     /// The first member's name, for messages.
     first: String,
-    /// The image's extension, its name, and its rank among the extensions.
+    /// The rank of the image's extension among the known ones, and its name.
     image: Option<(usize, String)>,
     text: Option<String>,
     json: Vec<(String, super::jsonl::Text)>,
@@ -89,9 +90,9 @@ pub(super) struct WebDataset {
     pending: Option<Member>,
     header: Vec<String>,
     sources: Vec<Source>,
-    /// The columns that keys of `.json` go to.
+    /// The columns of the keys of `.json`.
     json_columns: HashMap<String, usize>,
-    /// The extension of images, if it was given.
+    /// The extension of images, if the user gave one.
     image_ending: Option<String>,
     /// Keys of `.json` that must be plain text.
     plain: Vec<String>,
@@ -102,10 +103,10 @@ pub(super) struct WebDataset {
 }
 
 impl WebDataset {
-    /// Opens a shard. Its columns are `header`, or else those of its first samples.
+    /// Opens a shard. Its columns are `header` or, if that is `None`, those of its first samples.
     ///
     /// # Errors
-    /// If it is not a regular file, cannot be read or is no tar.
+    /// If it is not a regular file, cannot be read or is not a tar archive.
     pub(super) fn open(at: &Location, names: &ColumnNames, header: Option<&[String]>) -> Result<Self> {
         let path = at.as_path();
         let refuse = |message: &str| Error::Table {
@@ -165,7 +166,7 @@ impl WebDataset {
                 _ => None,
             })
             .collect();
-        // Without a column of its own, the key of the text's name stands in for a missing `.txt`.
+        // A key of `.json` that is named like the text column and has no column of its own replaces a missing `.txt`.
         if let Some(text) = shard.sources.iter().position(|source| *source == Source::Text) {
             shard.json_columns.entry(text_name.to_owned()).or_insert(text);
         }
@@ -175,7 +176,7 @@ impl WebDataset {
 
     /// The columns that the first samples have.
     fn scan_columns(&mut self, image: &str, text: &str) -> Result<Vec<String>> {
-        // `columns.caption=txt` asks for a column of `.txt`, wherever the first one is.
+        // `columns.caption=txt` requests a column of `.txt`, even if the first samples have none.
         let (mut has_text, mut keys, mut known) = (text == "txt", Vec::new(), HashSet::new());
         for _ in 0..SCANNED_SAMPLES {
             let Some(sample) = self.next_sample()? else { break };
@@ -190,7 +191,7 @@ impl WebDataset {
         header.extend(has_text.then(|| text.to_owned()));
         let mut taken: HashSet<String> = header.iter().cloned().chain([PATH.to_owned()]).collect();
         for key in keys {
-            // The image's column must stay the only one of its names when an output is read again.
+            // No other column may have a name of the image column, so that an output can be read again.
             let is_image = IMAGE_NAMES.iter().any(|name| name.eq_ignore_ascii_case(&key));
             let is_free = !is_image && !key.starts_with(JSON) && taken.insert(key.clone());
             header.push(if is_free { key } else { format!("{JSON}{key}") });
@@ -215,7 +216,7 @@ impl WebDataset {
             if member.kind == MemberKind::Other {
                 continue;
             }
-            // Names without a dot, or that start with one, belong to no sample.
+            // Names without a dot or with a leading one belong to no sample.
             if let Some((key, ending)) = sample_key(&member.name) {
                 let (key, ending) = (escaped(key), escaped(ending).to_lowercase());
                 return Ok(Some((member, key, ending)));
@@ -333,7 +334,7 @@ impl WebDataset {
             let field = &mut self.fields[column];
             match source {
                 Source::Key => sample.key.clone_into(field),
-                // A sample without an image gets a path that no other sample's member has.
+                // A sample without an image gets a path that belongs to no member of another sample.
                 Source::Image | Source::Path => {
                     *field = match &sample.image {
                         Some((_, name)) => format!("{shard}/{name}"),

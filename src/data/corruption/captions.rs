@@ -90,7 +90,7 @@ const FOREIGN: &[&str] = &[
     "مدينة قديمة على ضفة النهر",
 ];
 
-/// The corrupted caption, or `None` if the flaw is not one of captions alone or does not apply to this caption: one of
+/// The corrupted caption. `None` if the flaw does not corrupt captions alone or does not apply to this caption: one of
 /// fewer than three words (or, without spaces, six characters) cannot be truncated. Deterministic in (`seed`,
 /// `record`).
 pub fn corrupt_caption(caption: &str, flaw: Flaw, seed: u64, record: u64) -> Option<String> {
@@ -112,7 +112,7 @@ pub(super) fn is_of_captions(flaw: Flaw) -> bool {
     )
 }
 
-/// The first quarter to half of the words; of a caption with fewer than three words, of its characters.
+/// Keeps the first quarter to half of the words or, of a caption with fewer than three words, of the characters.
 fn truncate(caption: &str, random: &mut Random) -> Option<String> {
     let words: Vec<&str> = caption.split_whitespace().collect();
     let (count, smallest) = match words.len() {

@@ -40,11 +40,11 @@ pub enum Flaw {
     ForeignCaption,
     /// The caption is translated into another language; the image is unchanged.
     TranslatedCaption,
-    /// The caption has one color, size or pattern wrong; the image is unchanged.
+    /// One color, size or pattern in the caption is wrong; the image is unchanged.
     WrongAttribute,
-    /// The caption has the number of objects wrong; the image is unchanged.
+    /// The number of objects in the caption is wrong; the image is unchanged.
     WrongCount,
-    /// The caption has one position or spatial relation wrong; the image is unchanged.
+    /// One position or spatial relation in the caption is wrong; the image is unchanged.
     WrongPosition,
     /// The caption exchanges two objects; the image is unchanged.
     SwappedSubjects,
@@ -127,7 +127,7 @@ impl Flaw {
         matches!(self, Self::Plain | Self::Noise | Self::Blur | Self::Jpeg | Self::Watermark)
     }
 
-    /// Whether the flaw needs the scene of an image, which is known of the synthetic data set alone.
+    /// Whether the flaw needs the scene of an image, which is known only for the synthetic data set.
     pub fn needs_scene(self) -> bool {
         matches!(
             self,

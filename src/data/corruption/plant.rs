@@ -75,8 +75,8 @@ pub struct Planted {
     pub table: PathBuf,
     /// Number of records by flaw, in the order of [`Flaw::ALL`]; 0 of a flaw whose share is less than half a record.
     pub counts: Vec<(Flaw, usize)>,
-    /// Records skipped because their image, or the one they were to duplicate, cannot be read; `failed.csv` lists the
-    /// reasons.
+    /// Records skipped because their image, or the image that they were to duplicate, cannot be read; `failed.csv`
+    /// lists the reasons.
     pub failed: usize,
 }
 
@@ -125,7 +125,7 @@ pub fn plant(
 /// Records whose image was written, and failed records with the reason.
 type Written = (Vec<usize>, Vec<(usize, String)>);
 
-/// What becomes of each record.
+/// The flaw and the source of each record.
 struct Assigned {
     flaws: Vec<Flaw>,
     sources: Vec<Option<usize>>,
@@ -135,8 +135,8 @@ struct Assigned {
 
 /// Assigns flaws and sources to the records. `category` is the index of a column.
 ///
-/// The oldest flaws are assigned by row, so that the published figures remain valid. If there are others, all are
-/// assigned by id, and the order of the rows has no effect.
+/// If there are only the oldest flaws, they are assigned by row, so that the published figures remain valid. Otherwise
+/// all flaws are assigned by id, and the order of the rows has no effect.
 fn assign(records: &[Record], category: Option<usize>, shares: &FlawShares, seed: u64) -> Result<Assigned> {
     let by_row = shares.flaws().all(|flaw| flaw <= Flaw::Watermark);
     let mut order: Vec<usize> = (0..records.len()).collect();

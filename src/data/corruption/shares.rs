@@ -32,7 +32,7 @@ impl FlawShares {
         (Flaw::Watermark, 0.03),
     ]);
 
-    /// These shares, and 0 of the other flaws. A share of [`Flaw::Clean`] has no effect: it is the remainder.
+    /// These shares, and 0 for the other flaws. A share of [`Flaw::Clean`] has no effect: it is the remainder.
     pub const fn of(shares: &[(Flaw, f64)]) -> Self {
         let mut all = Self::NONE;
         let mut index = 0;
@@ -99,7 +99,7 @@ pub enum Mixture {
     Text,
     /// Both: 15% corrupted images, 15% corrupted captions.
     Both,
-    /// Captions that are fine on their own and do not fit the image.
+    /// Captions that are fine on their own but do not fit the image.
     Mismatch,
     /// Duplicates, exact and near.
     Duplicates,
@@ -213,7 +213,7 @@ pub fn relocate(flaws: &mut [Flaw], seed: u64, fits: impl Fn(usize, Flaw) -> boo
         (0..flaws.len()).filter(|&at| flaws[at] != Flaw::Clean && !fits(at, flaws[at])).collect();
     let mut clean: Vec<usize> = (0..flaws.len()).filter(|&at| flaws[at] == Flaw::Clean).collect();
     Random::new(seed, Purpose::Draw, RELOCATE).shuffle(&mut clean);
-    // Where the search for each flaw continues: a record that it does not fit never fits it.
+    // Where the search for each flaw continues: a record that a flaw does not fit need not be tried again.
     let mut next = [0; Flaw::ALL.len()];
     for from in misplaced {
         let flaw = flaws[from];

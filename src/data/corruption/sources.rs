@@ -108,12 +108,11 @@ fn words(caption: &str) -> impl Iterator<Item = String> {
 
 /// An index of similar captions, for [`Flaw::NeighborCaption`].
 ///
-/// A neighbor's caption has a word that the record's does not have, and the reverse: neither may follow from the
+/// A neighbor's caption has a word that the record's caption does not have, and vice versa: neither may follow from the
 /// other.
 #[derive(Debug, Default)]
 pub struct Neighbors {
-    /// Per caption that differs from all earlier ones of its category in its set of words: the set, and the first
-    /// record with it.
+    /// The distinct captions of each category, compared as sets of words: the set, and the first record that has it.
     captions: Vec<(Vec<u32>, usize)>,
     /// Per record, its index in `captions` and its category.
     records: Vec<(usize, Option<usize>)>,
@@ -182,7 +181,7 @@ impl Neighbors {
                     .find(differs)
             }
             None => {
-                // Captions that share rare words first.
+                // Start with the captions that share rare words.
                 let mut by_rarity = own.clone();
                 by_rarity.sort_by_key(|&word| (self.with_word[word as usize].len(), word));
                 let candidates = by_rarity.iter().flat_map(|&word| &self.with_word[word as usize]);
@@ -195,7 +194,7 @@ impl Neighbors {
                 candidates
                     .map(|other| (score(other), other))
                     .reduce(|best, next| {
-                        // The earlier one of two that are equally similar.
+                        // Of two equally similar captions, the earlier one.
                         if next.0 > best.0 || (next.0 == best.0 && next.1 < best.1) { next } else { best }
                     })
                     .map(|(_, other)| other)

@@ -1,4 +1,4 @@
-//! From image files to input tensors: decoding, preprocessing, and a loader that does both in advance.
+//! Turns image files into input tensors: decoding, preprocessing, and a loader that does both in advance.
 
 pub mod decode;
 pub mod loader;

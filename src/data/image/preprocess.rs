@@ -1,4 +1,4 @@
-//! From image files to square images in [-1, 1], the networks' input.
+//! Turns image files into square images in [-1, 1], the networks' input.
 
 use std::io::{Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};

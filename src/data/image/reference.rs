@@ -138,7 +138,7 @@ impl ImageRef {
     }
 }
 
-/// Whether an error is due to the name: no readable file has this name, and a retry would fail with the same error.
+/// Whether an error is due to the name: there is no readable file of this name, and a retry would fail in the same way.
 pub(crate) fn is_of_name(error: &io::Error) -> bool {
     matches!(
         error.kind(),

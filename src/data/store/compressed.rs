@@ -1,6 +1,6 @@
 //! Files compressed with gzip or zstd, recognized by content and read as if they were not compressed.
 //!
-//! Data is decompressed as it is read and never held as a whole, so a small file that expands to a large one costs time
+//! Data is decompressed as it is read and never kept as a whole, so a small file that expands to a large one costs time
 //! but no memory. A stream has no index: to go back further than the [window](Decompressed), it is decompressed again
 //! from its start.
 
@@ -54,7 +54,7 @@ impl Codec {
     }
 }
 
-/// The members of a gzip file. Zeros after the last one are padding, as they are for gzip.
+/// The members of a gzip file. As in gzip, zeros after the last one are padding.
 struct GzipMembers<R> {
     /// The member being read; `None` at the end.
     member: Option<GzDecoder<R>>,
@@ -67,7 +67,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
             if read > 0 || buffer.is_empty() {
                 return Ok(read);
             }
-            // A failure to read what follows ends the stream, and does not count as its end.
+            // An error while looking for the next member must not be mistaken for the end of the stream.
             let input = member.get_mut();
             loop {
                 let next = input.fill_buf()?;
@@ -91,7 +91,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
     }
 }
 
-/// A decompressed stream. It remembers the last bytes, so that going back a little costs nothing.
+/// A decompressed stream. It keeps the last bytes, so that going back a little costs nothing.
 pub struct Decompressed {
     at: Location,
     codec: Codec,
@@ -106,7 +106,7 @@ pub struct Decompressed {
 }
 
 impl Decompressed {
-    /// Decompresses the file at `at`; the last `window` bytes are remembered.
+    /// Decompresses the file at `at`, and keeps at least the last `window` bytes.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -212,7 +212,7 @@ impl Location {
     }
 
     /// Opens the file like [`open`](Self::open), decompressed if it is compressed with gzip or zstd. `from` is then a
-    /// position in the decompressed data, of which the last `window` bytes are remembered.
+    /// position in the decompressed data, of which the last `window` bytes are kept.
     ///
     /// # Errors
     /// If it cannot be read, or ends before `from`.

@@ -1,4 +1,4 @@
-//! The local file system, and what is in its containers.
+//! The local file system, including the contents of containers.
 
 use std::{
     fs::{self, File, Metadata},
@@ -51,7 +51,7 @@ impl Store for LocalStore {
     }
 }
 
-/// Whether an error may be due to a path that continues that of a file.
+/// Whether an error may be due to a path that leads into a file, as if it were a folder.
 fn is_below_a_file(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotADirectory || cfg!(windows) && error.kind() == io::ErrorKind::NotFound
 }

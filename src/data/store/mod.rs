@@ -1,7 +1,7 @@
 //! Stores: the sources of the bytes at a [`Location`].
 //!
 //! Tables and images are read through [`Store`] only, so a new kind of store is one implementation and one line in
-//! [`Location::store`]. What is in a [`container`] has a path, too: it continues that of the container.
+//! [`Location::store`]. A file in a [`container`] has a path, too, which starts with that of the container.
 
 mod compressed;
 pub mod container;
@@ -27,7 +27,7 @@ pub struct Stamp {
     pub changed: i64,
 }
 
-/// What is at a location.
+/// The kind of object at a location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file, or an object.
@@ -36,7 +36,7 @@ pub enum Kind {
     Cell(Stamp),
     /// A folder.
     Folder,
-    /// A pipe, a device or the like, which cannot be read repeatedly.
+    /// Anything else, such as a pipe or a device, which cannot be read repeatedly.
     Other,
 }
 
@@ -47,10 +47,10 @@ impl<T: io::Read + io::Seek + Send> Readable for T {}
 
 /// A source of bytes.
 pub trait Store: Send + Sync {
-    /// What is at a location.
+    /// The kind of object at a location.
     ///
     /// # Errors
-    /// If there is nothing, or the store cannot be queried.
+    /// If there is no object, or the store cannot be queried.
     fn kind(&self, at: &Location) -> io::Result<Kind>;
 
     /// Opens a file for reading, starting at byte `from`.
@@ -75,7 +75,7 @@ impl Location {
         }
     }
 
-    /// What is at this location; see [`Store::kind`].
+    /// The kind of object at this location; see [`Store::kind`].
     ///
     /// # Errors
     /// See [`Store::kind`] and [`store`](Self::store).

@@ -1,4 +1,5 @@
-//! Descriptions that the image contradicts in one thing. Each reads like a true caption: it is of the same grammar.
+//! Changes descriptions so that the image contradicts them in one point. The grammar is the same, so that each reads
+//! like a true caption.
 
 use super::background::{Kind, Setting, Time};
 use super::color::{
@@ -8,11 +9,10 @@ use super::description::{Description, Looks, Pattern, Position, Relation, SizeCl
 use super::shapes::Shape;
 use crate::{data::corruption::Flaw, engine::Random};
 
-/// The squared distance from which two colors are not confused, such as red and blue, but not red and orange.
+/// Minimum squared distance of two colors that are not confused, such as red and blue, but not red and orange.
 const DISTINCT: f64 = 16_000.0;
 
-/// The description with the flaw, or `None` if it has nothing that can be wrong in this way, or the flaw is another
-/// one.
+/// The description with the flaw. `None` if nothing in it can be wrong in this way, or if the flaw is not one of these.
 pub(super) fn contradicted(
     description: &Description,
     flaw: Flaw,
@@ -29,7 +29,8 @@ pub(super) fn contradicted(
     Some(wrong)
 }
 
-/// Changes size, pattern or color of one subject. No other one has its shape, so that no other one is as described.
+/// Changes the size, pattern or color of one subject. No other subject has its shape, so none matches the new
+/// description.
 fn change_attribute(description: &mut Description, random: &mut Random) -> Option<()> {
     let options: Vec<(usize, Vec<Looks>)> = (description.subjects.iter().enumerate())
         .flat_map(|(index, stated)| {
@@ -41,8 +42,8 @@ fn change_attribute(description: &mut Description, random: &mut Random) -> Optio
     Some(())
 }
 
-/// Looks that differ in one attribute, grouped by attribute. A missing word is no contradiction: medium size has none,
-/// and nor has an object without a pattern.
+/// Looks that differ in one attribute, grouped by attribute. A missing word is no contradiction: captions do not
+/// mention a medium size or the lack of a pattern.
 fn other_looks(looks: &Looks) -> Vec<Vec<Looks>> {
     let Looks { size, pattern, color, shape } = *looks;
     let sizes = match size {
@@ -71,7 +72,7 @@ fn other_looks(looks: &Looks) -> Vec<Vec<Looks>> {
     options.into_iter().filter(|options| !options.is_empty()).collect()
 }
 
-/// Colors of a shape's smaller parts, which would make a caption with that color true.
+/// Colors of a shape's smaller parts. With such a color, the changed caption could be taken as true.
 fn detail_colors(shape: Shape) -> &'static [NamedColor] {
     match shape {
         Shape::House => &[RED, BROWN, GRAY, BLACK],
@@ -86,7 +87,7 @@ fn detail_colors(shape: Shape) -> &'static [NamedColor] {
     }
 }
 
-/// Changes the number of the first subject, as far as there are scenes with that number of it.
+/// Changes the number of the first subject to another one that occurs in scenes.
 fn change_count(description: &mut Description, random: &mut Random) -> Option<()> {
     if description.subjects.len() > 2 {
         return None;
@@ -105,7 +106,7 @@ fn change_count(description: &mut Description, random: &mut Random) -> Option<()
     Some(())
 }
 
-/// Whether the background has more objects of the kind.
+/// Whether the background contains more objects of this shape.
 fn is_repeated(subject: &Subject, setting: &Setting) -> bool {
     match subject.looks.shape {
         Shape::Star => matches!(setting.kind, Kind::Landscape(_, Time::Night) | Kind::Sky(Time::Night)),
@@ -130,7 +131,7 @@ fn change_position(description: &mut Description, random: &mut Random) -> Option
     Some(())
 }
 
-/// Exchanges the first two subjects, and leaves their relation.
+/// Exchanges the first two subjects and keeps their relation.
 fn swap_subjects(description: &mut Description) -> Option<()> {
     let [first, second, ..] = description.subjects.as_mut_slice() else { return None };
     second.relation?;

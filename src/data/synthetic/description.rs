@@ -91,7 +91,7 @@ impl Position {
         Self { row: third(subject.middle[1]), column: third(subject.middle[0]) }
     }
 
-    /// The position across the center. Of the center, the corner that is farthest from `subject`.
+    /// The position opposite with respect to the center; for the center itself, the corner farthest from `subject`.
     pub(super) fn opposite(self, subject: &Subject) -> Self {
         if self == (Self { row: 1, column: 1 }) {
             let farthest = |at: f64| if at < 0.5 { 2 } else { 0 };

@@ -43,8 +43,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The caption with a flaw that [needs the scene](Flaw::needs_scene); `None` for other flaws, and if the scene has
-    /// nothing that can be wrong in this way. Deterministic in (`seed`, `index`).
+    /// The caption with a flaw that [needs the scene](Flaw::needs_scene). `None` for other flaws, or if nothing in the
+    /// scene can be wrong in this way. Deterministic in (`seed`, `index`).
     pub fn misdescribed(&self, flaw: Flaw, seed: u64, index: u64) -> Option<String> {
         misdescribed(&self.description, flaw, seed, index)
     }

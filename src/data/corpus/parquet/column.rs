@@ -47,8 +47,8 @@ impl Column {
         Ok(())
     }
 
-    /// Passes `rows` values to `push`, nulls as empty text. The inner `Err(rows)` are the indices of the values that are not
-    /// UTF-8, which are passed as empty text, too.
+    /// Passes `rows` values to `push`, nulls as empty text. Values that are not UTF-8 are passed as empty text, too;
+    /// their indices are the inner `Err(rows)`.
     pub(crate) fn texts(
         &mut self,
         rows: usize,
@@ -120,7 +120,7 @@ impl Column {
         Ok(if not_text.is_empty() { Ok(()) } else { Err(not_text) })
     }
 
-    /// Passes over `rows` values, of which whole pages are not decompressed.
+    /// Skips `rows` values; pages that are skipped as a whole are not decompressed.
     pub(crate) fn skip(&mut self, rows: usize) -> std::result::Result<(), ParquetError> {
         match &mut self.reader {
             ColumnReader::ByteArrayColumnReader(reader) => reader.skip_records(rows),

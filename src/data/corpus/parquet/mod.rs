@@ -1,8 +1,9 @@
 //! A corpus in Parquet: image paths, or embedded images.
 //!
 //! Columns within structs are named `STRUCT.FIELD`; a struct with a field `bytes`, as Hugging Face `datasets` writes
-//! images, is a column of images under its own name. Lists, and bytes other than the images, are left out. The bytes are
-//! not read here: the image's path is `FILE.parquet/COLUMN/ROW` (see [`store::container`](crate::data::store::container)).
+//! images, is a column of images under its own name. Lists are dropped, and so are bytes other than the images. Images
+//! are not read here: an image's path is `FILE.parquet/COLUMN/ROW` (see
+//! [`store::container`](crate::data::store::container)).
 
 mod column;
 mod value_type;
@@ -74,17 +75,17 @@ pub(super) struct ParquetTable {
     file: SerializedFileReader<File>,
     columns: Vec<Leaf>,
     header: Vec<String>,
-    /// The row group being read, and the readers of its columns; those of images have none.
+    /// The index of the next row group, and the readers of the current one's columns; columns of images have none.
     group: usize,
     readers: Vec<Option<Column>>,
     left_in_group: usize,
-    /// The rows that were decoded, by columns, and the index of the current one.
+    /// The decoded rows, column by column.
     texts: Vec<Vec<String>>,
     batch: usize,
     current: usize,
-    /// Rows of the batch with a value that is not UTF-8, and its column.
+    /// For each row of the batch that has a value that is not UTF-8, the column of that value.
     not_text: HashMap<usize, usize>,
-    /// Number of rows read, and of those before the current row group.
+    /// Number of rows read.
     row: u64,
 }
 
@@ -92,7 +93,7 @@ impl ParquetTable {
     /// Opens a file and finds its columns.
     ///
     /// # Errors
-    /// If it cannot be read, or is no Parquet file.
+    /// If it cannot be read, or is not a Parquet file.
     pub(super) fn open(at: &Location, names: &ColumnNames, first: bool) -> Result<Self> {
         let path = at.as_path();
         let refuse = |message: &str| Error::Table {
@@ -162,7 +163,7 @@ impl ParquetTable {
                 None => left_out.push(path),
             }
         }
-        // A column of bytes is one of images, or text that is not declared as such.
+        // A column of bytes contains images, or text that is not declared as such.
         let header: Vec<String> = self.columns.iter().map(|column| column.name.clone()).collect();
         let chosen = Columns::locate(&header, &self.names(names)).ok().map(|(chosen, _)| chosen);
         if let Some(image) = chosen.map(|chosen| chosen.image)
@@ -182,8 +183,7 @@ impl ParquetTable {
         Ok(left_out)
     }
 
-    /// Whether the first values of a column of bytes are text, and none of them is an image. A few that are damaged do not
-    /// decide.
+    /// Whether the first values of a column of bytes are text and none of them is an image.
     fn is_text(&self, index: usize) -> Result<bool, ParquetError> {
         let Leaf { leaf, kind, .. } = self.columns[index];
         let mut has_text = false;
@@ -272,7 +272,7 @@ impl TableReader for ParquetTable {
         &self.header
     }
 
-    /// Images in the file itself are preferred to paths.
+    /// Images in the file itself take precedence over paths.
     fn names(&self, names: &ColumnNames) -> ColumnNames {
         let is_usual = |column: &&Leaf| {
             let name = &column.name;

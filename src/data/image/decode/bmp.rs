@@ -111,8 +111,9 @@ impl Layout {
         })
     }
 
-    /// Rewrites the file so that the decoder reads it like Pillow; `None` if it does so already. The decoder rounds 5
-    /// and 6 bits differently, and leaves pixels black that run lengths skip; in Pillow they have the first color.
+    /// Rewrites the file so that the decoder reads it like Pillow; `None` if that is not necessary. The decoder rounds
+    /// 5 and 6 bits differently, and leaves pixels that the run lengths skip black, whereas Pillow gives them the first
+    /// color.
     fn plain(&self, bytes: &[u8], options: DecodeOptions) -> Result<Option<Vec<u8>>, String> {
         match (self.bits, self.packing) {
             (8, 1) | (4, 2) => self.without_runs(bytes, options).map(Some),

@@ -81,8 +81,8 @@ impl Frame {
         }
     }
 
-    /// The file up to the frame's data, followed by its complete blocks; the rest is transparent or has the first
-    /// color.
+    /// Completes the file: the part before the frame's data, and the complete blocks of the data; the rest is
+    /// transparent or has the first color.
     fn completed(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let code_size = *bytes.get(self.codes)?;
         if !(1..=11).contains(&code_size) {

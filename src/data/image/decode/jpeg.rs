@@ -87,8 +87,8 @@ fn pixels(bytes: &[u8], (width, height): (usize, usize), lenient: bool) -> Resul
     Ok((channels, samples))
 }
 
-/// Whether the components are sampled in a way that the decoder rejects or gets wrong: the first one coarser than
-/// another, or CMYK whose black is not as fine as the first.
+/// Whether the components are sampled in a way that the decoder rejects or gets wrong: the first one more coarsely than
+/// another, or CMYK with a black channel less fine than the first.
 fn is_unusual(components: &[ComponentInfo]) -> bool {
     let [first, others @ ..] = components else { return false };
     let divides = |component: &ComponentInfo| {
@@ -133,7 +133,7 @@ fn from_planes(
     let pixel: &dyn Fn(usize) -> [u8; 3] = match (color_space, planes.as_slice()) {
         (ColorSpace::YCbCr, [y, cb, cr]) => &|at| rgb_of_ycbcr([y[at], cb[at], cr[at]]),
         (ColorSpace::Rgb, [red, green, blue]) => &|at| [red[at], green[at], blue[at]],
-        // Inverted, so that levels are of paper instead of ink.
+        // Stored inverted: the levels are amounts of light, not of ink.
         (ColorSpace::Cmyk, [c, m, y, k]) => {
             &|at| rgb_of_cmyk([c[at], m[at], y[at], k[at]].map(|level| 255 - level))
         }

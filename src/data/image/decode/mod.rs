@@ -47,8 +47,8 @@ pub struct Decoded {
 pub struct DecodeOptions {
     /// Images with more pixels are rejected before anything is allocated.
     pub max_pixels: u64,
-    /// Whether truncated images are decoded as far as possible, the rest gray or black, like Pillow with
-    /// `LOAD_TRUNCATED_IMAGES`.
+    /// Whether truncated images are decoded as far as possible, like Pillow with `LOAD_TRUNCATED_IMAGES`; the rest is
+    /// gray or black.
     pub truncated: bool,
 }
 

@@ -65,7 +65,7 @@ struct Header {
 }
 
 impl Header {
-    /// From the first chunk; `None` if it is not a valid header.
+    /// Parses the first chunk; `None` if it is not a valid header.
     fn of(bytes: &[u8]) -> Option<Self> {
         let header = chunks(bytes).next().filter(|chunk| &chunk.kind == b"IHDR")?.content;
         let number = |at: usize| Some(u64::from(u32::from_be_bytes(*header.get(at..)?.first_chunk()?)));

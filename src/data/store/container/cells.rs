@@ -1,7 +1,7 @@
 //! Images in the cells of a Parquet file: `FILE.parquet/COLUMN/ROW`, rows counted from 1.
 //!
-//! A column chunk is read page by page, so a row group is never in memory as a whole. The positions of its pages are read
-//! from their headers alone; the pages that were read last are kept, for images are mostly read in the order of rows.
+//! A column chunk is read page by page, so a row group is never in memory as a whole. The rows of its pages are found
+//! from the page headers alone. The pages read last are kept, because images are mostly read in the order of rows.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,13 +25,14 @@ use crate::data::{
     store::{Readable, open_parquet},
 };
 
-/// Upper bound on the size of the kept pages together; the last one is kept whatever its size.
+/// Upper bound on the total size of the kept pages; the last one is kept whatever its size.
 const MOST_KEPT_BYTES: usize = 96 << 20;
 
 /// The first row of each page of a column chunk, within its row group.
 type Pages = Arc<Vec<usize>>;
 
-/// A page: a leaf column, a row group and the index of the page in the column chunk.
+/// Identifies a page: the id of its file, the leaf column, the row group, and the index of the page in the column
+/// chunk.
 type PageKey = (u64, usize, usize, usize);
 
 /// The values of a page.
@@ -41,7 +42,7 @@ struct Page {
     bytes: usize,
 }
 
-/// The pages that were read last, the newest last.
+/// The pages read last, the newest at the end.
 static KEPT: Mutex<VecDeque<(PageKey, Arc<Page>)>> = Mutex::new(VecDeque::new());
 
 /// An open Parquet file whose cells are read.
@@ -52,9 +53,9 @@ pub(super) struct Cells {
     file: SerializedFileReader<File>,
     /// Indices of the columns of bytes, by their names.
     leaves: HashMap<String, usize>,
-    /// The first row of each row group, and the number of rows.
+    /// The first row of each row group, followed by the number of rows.
     groups: Vec<u64>,
-    /// The pages of the column chunks that were read, which are read by one thread at a time.
+    /// The pages of the column chunks seen so far. The lock also ensures that only one thread reads at a time.
     pages: Mutex<HashMap<(usize, usize), Pages>>,
 }
 
@@ -113,7 +114,7 @@ impl Cells {
         })
     }
 
-    /// Opens a cell. If it is null, but the field `path` of the same struct is not, the file at that path.
+    /// Opens a cell. If it is null and the field `path` of the same struct is not, opens the file at that path.
     pub(super) fn cell(&self, within: &str, from: u64) -> io::Result<Box<dyn Readable>> {
         let (leaf, row) = self.look(within)?;
         if let Some(value) = self.value(leaf, row)? {
@@ -126,7 +127,7 @@ impl Cells {
         match path.as_ref().and_then(|path| std::str::from_utf8(path.data()).ok()) {
             Some(path) if !path.is_empty() => {
                 let path = self.folder.join(path);
-                // Not another cell, which may be this one.
+                // It must be a file, not another cell, which could be this one.
                 if !path.is_file() {
                     let message = format!("the image is null, and there is no file {}", path.display());
                     return Err(io::Error::new(io::ErrorKind::NotFound, message));
@@ -149,7 +150,7 @@ impl Cells {
 
     /// The page with a row of a row group.
     fn page(&self, leaf: usize, group: usize, row: usize) -> io::Result<Arc<Page>> {
-        // A file handle has one cursor, and threads that want the same page wait for it.
+        // The file handle has a single cursor, and threads that need the same page wait for it here.
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         let firsts = match pages.get(&(leaf, group)) {
             Some(firsts) => Arc::clone(firsts),
@@ -196,7 +197,7 @@ impl Cells {
         Ok(firsts)
     }
 
-    /// Reads the rows of a page; the last page of a chunk has no end.
+    /// Reads the rows from `first` to `end` of a column chunk, one page; for the last page, `end` is `None`.
     fn read(
         &self,
         leaf: usize,

@@ -1,12 +1,11 @@
-//! Files within containers: the members of a tar, compressed or not, and the cells of a Parquet file have paths of their
-//! own, `SHARD.tar/MEMBER` and `FILE.parquet/COLUMN/ROW`, and are read as files are.
+//! Files within containers. The members of a tar archive, compressed or not, and the cells of a Parquet file have paths
+//! of their own, `SHARD.tar/MEMBER` and `FILE.parquet/COLUMN/ROW`, and are read like files.
 //!
-//! The index of a container is built when something in it is first read, and kept while the container has the same
-//! stamp. A member of a tar that is not compressed is read in place. In a compressed one it is decompressed: in the order
-//! of the archive that costs no more than once, in another order more.
+//! The index of a container is built when something in it is first read, and is kept as long as the container has the
+//! same stamp. A member of an uncompressed tar is read in place. The members of a compressed one are decompressed: only
+//! once if they are read in the order of the archive, repeatedly in any other order.
 //!
-//! In a path, the name of a member is [`escaped`], so that it stays below its container: no `..`, no absolute
-//! path.
+//! In a path, the name of a member is [`escaped`], so that it stays below its container: no `..`, no absolute path.
 
 mod cells;
 mod slice;
@@ -30,9 +29,9 @@ use tar::{MemberKind, NO_HEADER, TarError, TarScan, sample_key};
 use super::{Codec, Kind, Readable, Stamp};
 use crate::data::location::Location;
 
-/// Upper bound on the members in the indices that are kept.
+/// Upper bound on the total number of members in the indices that are kept.
 const MOST_MEMBERS: usize = 1 << 19;
-/// What an open table counts as: its footer is kept.
+/// The number of members that an open table counts as, because its footer is kept.
 const TABLE_MEMBERS: usize = 1 << 13;
 /// First bytes of a Parquet file.
 const PARQUET_MAGIC: &[u8] = b"PAR1";
@@ -49,11 +48,11 @@ struct Place {
     repeated: bool,
 }
 
-/// An archive whose members were listed.
+/// An archive whose members have been listed.
 pub(crate) struct Archive(Arc<Index>);
 
 impl Archive {
-    /// Lists the members of an archive; `None` if the file is none.
+    /// Lists the members of an archive; `None` if the file is not an archive.
     ///
     /// # Errors
     /// If it cannot be read, is damaged, or something follows its end.
@@ -68,7 +67,7 @@ impl Archive {
     }
 }
 
-/// What is in a container.
+/// The contents of a container.
 enum Contents {
     /// The members of an archive by their names.
     Archive {
@@ -81,16 +80,16 @@ enum Contents {
     Table(Box<Cells>),
 }
 
-/// A container as it was when it was opened.
+/// The contents of a container with a given stamp.
 struct Index {
     stamp: Stamp,
     contents: Contents,
 }
 
-/// The index of one archive, once it is built.
+/// The index of one container, once it is built.
 type Slot = Arc<Mutex<Option<Arc<Index>>>>;
 
-/// The indices of archives, the last used one last.
+/// The indices of containers, the last used one at the end.
 static INDICES: Mutex<Vec<(PathBuf, Slot)>> = Mutex::new(Vec::new());
 
 /// What is at a path within a container; `None` if no folder of the path is a container.
@@ -127,12 +126,12 @@ fn text_of(name: Vec<u8>) -> String {
     String::from_utf8(name).unwrap_or_default()
 }
 
-/// The container that a path continues, if one of its folders is a file.
+/// The container that a path leads into: the one of its folders that is a file, if any.
 pub(crate) fn container_of(path: &Path) -> Option<&Path> {
     path.ancestors().skip(1).find(|folder| fs::metadata(folder).is_ok_and(|about| about.is_file()))
 }
 
-/// The container that a path continues, and the name of the member.
+/// The container that a path leads into, and the name of the member.
 fn split(path: &Path) -> Option<(PathBuf, Vec<u8>)> {
     let container = container_of(path)?;
     let within: Vec<&[u8]> =
@@ -140,7 +139,7 @@ fn split(path: &Path) -> Option<(PathBuf, Vec<u8>)> {
     Some((container.to_path_buf(), unescaped(&within.join(&b'/'))))
 }
 
-/// The index of an archive, built if need be; `None` if the file is no archive.
+/// The index of a container, built if necessary; `None` if the file is not a container.
 fn index_of(path: &Path) -> io::Result<Option<Arc<Index>>> {
     let location = Location::from(path);
     let Kind::File(stamp) = location.kind()? else { return Ok(None) };
@@ -151,7 +150,7 @@ fn index_of(path: &Path) -> io::Result<Option<Arc<Index>>> {
         indices.push(entry.clone());
         entry.1
     };
-    // Others wait for the index rather than building it, too.
+    // Other threads wait for the index instead of building it as well.
     let mut built = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(index) = built.as_ref().filter(|index| index.stamp == stamp) {
         return Ok(Some(Arc::clone(index)));
@@ -164,13 +163,13 @@ fn index_of(path: &Path) -> io::Result<Option<Arc<Index>>> {
     Ok(Some(index))
 }
 
-/// Forgets the indices that were used the longest ago, but for that of `path`, while there are too many members.
+/// Drops the least recently used indices, except that of `path`, while they have too many members.
 fn forget_others(path: &Path) {
     let mut indices = INDICES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut members = 0;
     let mut kept = Vec::with_capacity(indices.len());
     for (known, slot) in indices.drain(..).rev() {
-        // One that is being built is in use.
+        // An index that is being built is in use.
         let size = slot.try_lock().map_or(0, |index| index.as_ref().map_or(0, |index| index.size()));
         members += size;
         if members <= MOST_MEMBERS || known == path || size == 0 {
@@ -183,7 +182,7 @@ fn forget_others(path: &Path) {
 }
 
 impl Index {
-    /// Number of members, or what a table counts as.
+    /// Number of members; for a table, the number that it counts as.
     fn size(&self) -> usize {
         match &self.contents {
             Contents::Archive { members, .. } => members.len(),
@@ -191,7 +190,7 @@ impl Index {
         }
     }
 
-    /// Opens a container; `None` if the file is none.
+    /// Opens a container; `None` if the file is not one.
     fn build(location: &Location, stamp: Stamp) -> io::Result<Option<Self>> {
         static TABLES: AtomicU64 = AtomicU64::new(0);
         let mut start = Vec::new();
@@ -234,7 +233,7 @@ impl Index {
                 }
                 Ok(None) => break,
                 Err(TarError::Damaged { at: 0, message: NO_HEADER }) => return Ok(None),
-                // What comes before the damage can be read.
+                // The members before the damage can be read.
                 Err(TarError::Damaged { .. }) if !members.is_empty() => break,
                 Err(error) => return Err(error.into()),
             }
@@ -243,7 +242,7 @@ impl Index {
     }
 }
 
-/// The place of a regular file in an archive.
+/// Finds a regular file in an archive.
 fn find(members: &HashMap<Box<[u8]>, Place>, name: &[u8]) -> io::Result<Place> {
     let refuse = |kind, message: String| io::Error::new(kind, message);
     let place = *members.get(name).ok_or_else(|| {
@@ -276,8 +275,8 @@ fn find(members: &HashMap<Box<[u8]>, Place>, name: &[u8]) -> io::Result<Place> {
     }
 }
 
-/// Writes the name of a member so that it is a path below its container: `%`, control characters and bytes that are not
-/// UTF-8 as `%XX`, as well as the dots of `.` and `..` and every `/` that does not follow a name.
+/// Escapes the name of a member so that it is a path below its container: `%`, control characters and bytes that are
+/// not UTF-8 become `%XX`, and so do the dots of `.` and `..` and every `/` that does not follow a name.
 pub fn escaped(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
     let escape = |text: &mut String, byte: u8| text.push_str(&format!("%{byte:02X}"));
@@ -307,7 +306,7 @@ pub fn escaped(name: &[u8]) -> String {
     text
 }
 
-/// The name of a member from its escaped form.
+/// The name of a member, from its escaped form.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let digit = |at: usize| text.get(at).and_then(|&byte| char::from(byte).to_digit(16));
     let mut name = Vec::with_capacity(text.len());

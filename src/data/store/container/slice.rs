@@ -12,9 +12,9 @@ use crate::data::{
     store::{Codec, Decompressed, Stamp},
 };
 
-/// Decompressors that are kept for the next read.
+/// Maximum number of decompressors kept for the next read.
 const MOST_STREAMS: usize = 8;
-/// How far back each of them can go.
+/// How far back each of them can seek without starting over.
 const WINDOW_BYTES: usize = 4 << 20;
 
 /// A range of a file that is not compressed.
@@ -49,7 +49,7 @@ impl Range {
 }
 
 impl Slice {
-    /// Opens `length` bytes from `start` of the file at `path`, and reads from `from` within them.
+    /// Opens the `length` bytes from `start` on of the file at `path`, at position `from` within them.
     pub(super) fn open(path: &Path, start: u64, length: u64, from: u64) -> io::Result<Self> {
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(start.saturating_add(from)))?;
@@ -74,14 +74,14 @@ impl Seek for Slice {
     }
 }
 
-/// A decompressor that is kept for the next read of its file.
+/// A decompressor kept for the next read of its file.
 struct Stream {
     path: PathBuf,
     stamp: Stamp,
     data: Decompressed,
 }
 
-/// Kept decompressors, the last used one last.
+/// Kept decompressors, the last used one at the end.
 static STREAMS: Mutex<Vec<Stream>> = Mutex::new(Vec::new());
 
 /// A range of a compressed file, by positions in the decompressed data.
@@ -94,7 +94,7 @@ pub(super) struct DecompressedSlice {
 }
 
 impl DecompressedSlice {
-    /// `length` bytes from `start` of the file at `path`, read from `from` within them.
+    /// Opens the `length` bytes from `start` on of the decompressed file at `path`, at position `from` within them.
     pub(super) fn new(path: PathBuf, stamp: Stamp, codec: Codec, start: u64, length: u64, from: u64) -> Self {
         Self { path, stamp, codec, start, range: Range { length, at: from } }
     }

@@ -1,7 +1,7 @@
 //! Reads the headers of tar archives: ustar, GNU (long names) and PAX. The tar may be compressed.
 //!
-//! Only headers are read and contents passed over, in memory that no archive can make larger. Names are data: nothing is
-//! ever written to them.
+//! Only headers are read, and contents are skipped, in memory that is bounded for any archive. Nothing is ever written
+//! to the names in an archive.
 
 use std::{
     fmt,
@@ -15,19 +15,19 @@ use crate::data::{
     store::{Kind, Readable},
 };
 
-/// Size of a block: of a header, and what contents are padded to.
+/// Size of a block: a header is one block, and contents are padded to whole blocks.
 pub const BLOCK: usize = 512;
-/// Size of the read buffer: contents are passed over, so little beyond a header is needed.
+/// Size of the read buffer: contents are skipped, so little beyond a header is needed.
 const BUFFER_BYTES: usize = 1 << 13;
 /// Upper bound on a long name or a PAX header.
 const MOST_EXTENSION_BYTES: u64 = 1 << 20;
 
-/// Why an archive cannot be read on.
+/// Why reading an archive cannot continue.
 #[derive(Debug)]
 pub enum TarError {
     /// Reading failed.
     Io(io::Error),
-    /// The block at this position is no header.
+    /// The block at this position is not a valid header.
     Damaged {
         /// Position of the block in bytes.
         at: u64,
@@ -72,7 +72,7 @@ impl fmt::Display for TarError {
     }
 }
 
-/// What a member is.
+/// The kind of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberKind {
     /// A regular file.
@@ -81,7 +81,7 @@ pub enum MemberKind {
     Sparse,
     /// A link to another file.
     Link,
-    /// A folder, a device or the like.
+    /// Anything else, such as a folder or a device.
     Other,
 }
 
@@ -90,7 +90,7 @@ pub enum MemberKind {
 pub struct Member {
     /// Its name, without `./` at the start.
     pub name: Vec<u8>,
-    /// What it is.
+    /// Its kind.
     pub kind: MemberKind,
     /// Position of its first header.
     pub at: u64,
@@ -109,7 +109,7 @@ pub struct TarScan {
     position: u64,
     /// Position of the next header.
     next: u64,
-    /// Whether the end of the archive was read.
+    /// Whether the end-of-archive block has been read.
     complete: bool,
 }
 
@@ -132,13 +132,13 @@ impl TarScan {
         self.next
     }
 
-    /// Whether the block was read that ends an archive; one that was cut has none.
+    /// Whether the end-of-archive block has been read; a truncated archive has none.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The next member; `None` at the end of the archive. An archive that ends early has no more members, and its last
-    /// one may be [cut](Self::missing).
+    /// The next member; `None` at the end of the archive. A truncated archive has no more members, and its last one may
+    /// be [incomplete](Self::missing).
     ///
     /// # Errors
     /// If reading fails, or there is no header where one should be.
@@ -224,8 +224,8 @@ impl TarScan {
         Ok(Some(block))
     }
 
-    /// Reads the contents of the member that was last returned, up to `most` bytes. They are shorter than the member's
-    /// size if the archive ends early.
+    /// Reads the contents of the member that was returned last, up to `most` bytes. They are shorter than the member's
+    /// size if the archive is truncated.
     ///
     /// # Errors
     /// If reading fails.
@@ -251,8 +251,8 @@ impl TarScan {
         if bytes.len() as u64 == size { Ok(bytes) } else { Err(ErrorKind::UnexpectedEof.into()) }
     }
 
-    /// Reads what follows the end of the archive, which must be zeros. The checksum of a compressed archive is verified by
-    /// that.
+    /// Reads what follows the end of the archive, which must be zeros. For a compressed archive, this also verifies its
+    /// checksum.
     ///
     /// # Errors
     /// If something else follows, or reading fails.
@@ -274,18 +274,18 @@ impl TarScan {
         }
     }
 
-    /// How many bytes of a member's contents are missing because the archive ends early; 0 if it is compressed, which
-    /// is found when the contents are read.
+    /// How many bytes of a member's contents are missing because the archive is truncated. 0 if the archive is
+    /// compressed: the truncation is then found when the contents are read.
     pub fn missing(&self, member: &Member) -> u64 {
         self.length.map_or(0, |length| (member.data + member.size).saturating_sub(length).min(member.size))
     }
 }
 
-/// What is wrong with a file that is no archive.
+/// The error for a file that is not an archive.
 pub(super) const NO_HEADER: &str = "there is no header, or its checksum is wrong";
 const TOO_LONG: &str = "a long name or PAX header is cut or too long";
 
-/// What a PAX header says of the next member.
+/// The fields of a PAX header, which apply to the next member.
 #[derive(Default)]
 struct Extended {
     name: Option<Vec<u8>>,
@@ -325,8 +325,8 @@ fn skip(input: &mut BufReader<Box<dyn Readable>>, from: u64, to: u64) -> io::Res
     }
 }
 
-/// Splits a member's name at the first dot of its last path component into the key of its sample and the extension, as
-/// WebDataset does. `None` if there is no dot, or only a leading one.
+/// Splits a member's name at the first dot of its last path component into the key of its sample and the extension,
+/// like WebDataset. `None` if there is no dot, or only a leading one.
 pub fn sample_key(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let base = name.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
     let dot = base + name[base..].iter().position(|&byte| byte == b'.').filter(|&dot| dot > 0)?;
@@ -343,7 +343,7 @@ pub fn is_header(block: &[u8; BLOCK]) -> bool {
     Header::from_byte_slice(block).cksum().is_ok_and(|stored| stored == sum)
 }
 
-/// Whether a kind of member has contents; links, folders and devices have none, whatever size their headers give.
+/// Whether members of a kind have contents. Links, folders and devices have none, whatever size their headers state.
 fn has_data(kind: EntryType) -> bool {
     !(kind.is_hard_link()
         || kind.is_symlink()
@@ -353,7 +353,7 @@ fn has_data(kind: EntryType) -> bool {
         || kind.is_fifo())
 }
 
-/// A name without `./` at the start, which `tar -cf FILE .` writes.
+/// Removes `./` from the start of a name, which `tar -cf FILE .` writes.
 fn plain_name(mut name: Vec<u8>) -> Vec<u8> {
     while name.starts_with(b"./") {
         name.drain(..2);
