@@ -1,10 +1,10 @@
 //! Fits a pyramid's codebook by k-means over the residuals of all scales.
 //!
-//! What a scale has to quantize depends on the codes of the coarser scales, so every iteration runs the whole pyramid
-//! with the current codebook, then moves each code toward the mean of the residuals assigned to it. Lloyd's full step
-//! would overshoot: moving a code changes the residuals of every finer scale at the same position, so the steps of all
-//! scales add up (on clip art with six scales the full step diverges). A step of one over the number of scales is
-//! stable, and equals the full step for a single scale.
+//! The residuals that a scale quantizes depend on the codes of the coarser scales, so every iteration runs the whole
+//! pyramid with the current codebook, then moves each code toward the mean of the residuals assigned to it. Lloyd's
+//! full step would overshoot: moving a code changes the residuals of every finer scale at the same position, so the
+//! steps of all scales add up (on clip art with six scales the full step diverges). A step of one over the number of
+//! scales is stable, and equals the full step for a single scale.
 
 use rayon::prelude::*;
 
@@ -22,22 +22,22 @@ use crate::{
 /// Number of iterations.
 const ROUNDS: usize = 24;
 
-/// Final iterations without reseeding, so that the means converge.
+/// Number of final iterations without reseeding, so that the means converge.
 const SETTLING: usize = 8;
 
-/// Residuals per code that suffice to fit it; more maps would only take longer.
+/// Number of residuals per code that suffices to fit it; more maps would only take longer.
 const RESIDUALS_PER_CODE: usize = 256;
 
 /// Maps are summed in at most this many groups, each by one task in order, so that sums do not depend on the number of
 /// threads.
 const GROUPS: usize = 16;
 
-/// A code chosen less often than this share of the mean is reseeded. A larger share would assign more and more
-/// codes to outliers, which are rare by nature.
+/// A code that is chosen less often than this share of the average is reseeded. A larger share would assign more and
+/// more codes to outliers, which are rare by nature.
 const RARE: f64 = 0.01;
 
-/// Fits a codebook `[V, C]` to channels-last feature maps `[N, H², C]`, N ≥ 1, H the last of `patch_nums`, in random
-/// order: if there are very many, only the first are used.
+/// Fits a codebook `[V, C]` to channels-last feature maps `[N, H², C]`, N ≥ 1, H the last of `patch_nums`. The maps
+/// must be in random order: if there are very many, only the first are used.
 ///
 /// # Errors
 /// If `patch_nums` is invalid.
@@ -176,7 +176,7 @@ fn observe(quantizer: &PyramidQuantizer, maps: &[f32]) -> Round {
         }
         all.far.extend(round.far);
     }
-    // A stable sort: among equally far residuals, the one of the earlier map comes first.
+    // The sort is stable: of equally far residuals, the one of the earlier map comes first.
     all.far.sort_by(|a, b| b.0.total_cmp(&a.0));
     all
 }

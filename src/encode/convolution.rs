@@ -20,7 +20,7 @@ pub(crate) struct Convolution {
     inputs: usize,
     outputs: usize,
     /// Filters as consecutive rows, `[rows, columns · I, O]`; 1×1: `[O, I]`. Filters in a file are rearranged on first
-    /// use: most commands need part of a network, and some none.
+    /// use: most commands need part of a network, and some need none.
     weight: OnceLock<Vec<f32>>,
     /// `[O, I, rows, columns]`
     given: Option<StoredFloats>,
@@ -30,7 +30,7 @@ pub(crate) struct Convolution {
 }
 
 impl Convolution {
-    /// From filters `[O, I, rows, columns]` and a bias `[O]`, both f32.
+    /// Takes filters `[O, I, rows, columns]` and a bias `[O]`, both f32.
     ///
     /// # Errors
     /// If the shapes do not match.
@@ -40,7 +40,7 @@ impl Convolution {
         Ok(Self { weight: OnceLock::from(weight), ..convolution })
     }
 
-    /// As [`new`](Self::new), with filters in a file, read on first use.
+    /// As [`new`](Self::new), but the filters are in a file and are read on first use.
     ///
     /// # Errors
     /// If the shapes do not match.

@@ -146,7 +146,7 @@ impl TextEncoder for HashedWords {
         let Settings { tokens, channels, seed } = &self.settings;
         let mut hash = Sha256::new();
         hash.update(format!("{KIND}/1 tokens {tokens} channels {channels} seed {seed}"));
-        // The vectors themselves, so that another way to generate them changes the fingerprint.
+        // Hashes the vectors themselves, so that another way to generate them changes the fingerprint.
         hash.update(bytemuck::cast_slice(&self.start));
         hash.update(bytemuck::cast_slice(&self.positions));
         saved::hexadecimal(&hash.finalize())
@@ -238,7 +238,7 @@ fn stands_alone(character: char) -> bool {
     }
 }
 
-/// A standard normal vector, seeded with the word's UTF-8 (FNV-1a, 64 bits); the empty word is the start token.
+/// A standard normal vector, seeded with the word's UTF-8 (FNV-1a, 64 bits). The empty word stands for the start token.
 #[expect(clippy::cast_possible_truncation, reason = "a state is f32")]
 fn draw(seed: u64, word: &str, channels: usize) -> Arc<[f32]> {
     let hash = word.bytes().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {

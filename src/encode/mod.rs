@@ -92,7 +92,7 @@ pub trait TextEncoder: Send + Sync {
     /// The token ids of captions, for [`encode_ids`](Self::encode_ids).
     ///
     /// # Errors
-    /// If the encoder has no token ids, as the hashed-word encoder.
+    /// If the encoder has no token ids, such as the hashed-word encoder.
     fn ids(&self, _captions: &[&str]) -> Result<TokenIds> {
         Err(no_ids())
     }
@@ -149,8 +149,8 @@ pub(crate) fn load_moved_image_tokenizer(
     }
 }
 
-/// Loads the text encoder saved in `folder`, of any kind. A pretrained encoder is not stored in the folder, but its
-/// description contains its path.
+/// Loads the text encoder saved in `folder`, of any kind. The folder does not contain the weights of a pretrained
+/// encoder, only a description with their path.
 ///
 /// # Errors
 /// If there is none, its kind is unknown, a file is damaged, or a pretrained encoder is missing or has changed.

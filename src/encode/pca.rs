@@ -26,12 +26,12 @@ const WEIGHTS: &str = "image_tokenizer.safetensors";
 
 const OP: &str = "PCA tokenizer";
 
-/// Maximum images in memory during the fit, and maximum number of their values (256 MiB of f32).
+/// Maximum number of images in memory during the fit, and maximum number of their values (256 MiB of f32).
 const MAX_IMAGES: usize = 2048;
 const MAX_IMAGE_VALUES: usize = 1 << 26;
 
-/// Maximum number of patch values for the covariance; but there are always several times as many patches as values per
-/// patch (if the images have that many).
+/// Maximum number of patch values for the covariance. Regardless of it, there are several times as many patches as
+/// values per patch, if the images have that many.
 const MAX_PATCH_VALUES: usize = 1 << 23;
 const PATCHES_A_DIMENSION: usize = 8;
 
@@ -165,7 +165,7 @@ impl PcaTokenizer {
         let explained_variance = if found.total_variance > 0.0 { kept / found.total_variance } else { 1.0 };
         #[expect(clippy::cast_precision_loss, reason = "a few components")]
         let deviation = (kept / settings.components as f64).sqrt();
-        // Below the rounding error there is nothing to scale up.
+        // Below the rounding error there is nothing worth scaling up.
         let scale = if deviation > 1e-6 { 1.0 / deviation } else { 1.0 };
 
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
@@ -397,7 +397,7 @@ impl ImageTokenizer for PcaTokenizer {
         saved::write_description(&folder.join(IMAGE_TOKENIZER), KIND, &self.settings, &self.fingerprint())
     }
 
-    /// A no-op: a few products per image do not justify the transfer.
+    /// Does nothing: a few products per image do not justify the transfer.
     fn to_device(self: Box<Self>, _: &Device) -> Result<Box<dyn ImageTokenizer>> {
         Ok(self)
     }

@@ -16,7 +16,7 @@ pub(super) struct Projection {
 }
 
 impl Projection {
-    /// From `entry(input, output)` of the matrix and the offset of each output.
+    /// Takes the matrix as `entry(input, output)`, and the offset of each output.
     pub(super) fn new(inputs: usize, offset: &[f32], entry: impl Fn(usize, usize) -> f32) -> Self {
         let outputs = offset.len();
         let groups = outputs.div_ceil(LANES);

@@ -62,9 +62,9 @@ impl Default for Settings {
     }
 }
 
-/// A causal transformer over token ids. The pooled vector is the state at the end-of-text token: at the first position
-/// of the id in the configuration; or, if that is 2, which is meaningless in every released vocabulary, at the first
-/// position of the largest id.
+/// A causal transformer over token ids. The pooled vector is the state at the end-of-text token, the first token with
+/// the id in the configuration. If that id is 2, which is meaningless in every released vocabulary, it is the first
+/// token with the largest id.
 #[derive(Clone, Debug)]
 pub struct ClipText {
     settings: Settings,

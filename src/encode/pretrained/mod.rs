@@ -32,8 +32,9 @@ use clip::ClipText;
 use folder::Folder;
 use t5::{Pooling, T5Text};
 
-/// Rows (tokens of all captions) computed at once: enough for efficient products, few enough for memory. Batching does
-/// not change the states: a product with more than 256 output elements treats every row alike.
+/// Number of rows (tokens of all captions) computed at once: enough for efficient products, few enough for memory.
+/// Batching does not change the states: a product with more than 256 output elements computes every row in the same
+/// way.
 const ROWS: usize = 640;
 
 /// Tokens per caption in the upstream use of T5.
@@ -129,7 +130,7 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
-    /// Opens the folder in the settings.
+    /// Opens the folder that the settings name.
     ///
     /// # Errors
     /// If it has no such encoder or no tokenizer, a file is damaged, tensors are missing or surplus, or the sizes do
@@ -243,7 +244,7 @@ impl Pretrained {
         let most = (ROWS / tokens).max(1);
         for start in (0..batch).step_by(most) {
             let count = most.min(batch - start);
-            // On a device every batch has the same size, so that all are computed alike.
+            // On a device every batch has the same size, so that all captions are computed in the same way.
             let filled = if self.on_device { most } else { count };
             let part = |values: &[u32]| {
                 let mut part = values[start * tokens..(start + count) * tokens].to_vec();
@@ -380,8 +381,8 @@ pub(super) fn on(device: Option<&Device>, tensor: &Tensor) -> Result<Tensor> {
     device.map_or_else(|| Ok(tensor.clone()), |device| tensor.to_device(device))
 }
 
-/// Rejects states that are not finite; the message names the layer and the sample (of `sample` values). Tensors on a
-/// device are not checked.
+/// Rejects states that are not finite; the message names the layer and the sample (each has `sample` values). Tensors
+/// on a device are not checked.
 pub(super) fn expect_finite(
     x: &Tensor,
     sample: usize,

@@ -42,7 +42,7 @@ pub(crate) fn read_settings<T: DeserializeOwned>(folder: &Path, types: &[&str], 
         .map_err(|error| damaged(format!("{}: {}", error.path(), error.inner())))
 }
 
-/// Rejects an implausible number of layers, under this key of the folder's `config.json`: the names of all
+/// Rejects an implausible number of layers, which is under this key of the folder's `config.json`: the names of all
 /// their tensors are kept in memory before they are compared with those of the weights.
 ///
 /// # Errors

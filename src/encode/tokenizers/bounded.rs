@@ -1,8 +1,8 @@
-//! Saved tokenizers with a limit on how much their steps expand a caption.
+//! Saved tokenizers, with limits on how much their steps can expand a caption.
 //!
-//! A `tokenizer.json` is a small program: a list of replacements, each of which doubles the text, can exhaust memory
-//! with a caption of a few letters. The size after each step is therefore bounded first. Real tokenizers expand text a
-//! few times.
+//! A `tokenizer.json` is a small program: with a list of replacements, each of which doubles the text, a caption of a
+//! few letters can exhaust memory. Therefore the size after each step is bounded before the step runs. Real tokenizers
+//! expand text a few times at most.
 
 use std::{cell::Cell, fmt, sync::Arc};
 
@@ -19,11 +19,11 @@ use tokenizers::{
 pub(super) type SavedTokenizer =
     TokenizerImpl<ModelWrapper, Normalizing, PreTokenizing, PostProcessorWrapper, DecoderWrapper>;
 
-/// Limits on the expanded text: this many times the length, plus a number of bytes.
+/// Limits on the expanded text: this many times its length, plus a constant number of bytes.
 const TIMES: usize = 64;
 const MORE_BYTES: usize = 1 << 16;
 
-/// Maximum ids that a post-processor may add to a caption's.
+/// Maximum number of ids that a post-processor may add to those of a caption.
 const MAX_MARKS: usize = 64;
 
 /// A caption's size limit, and how much of it is used.
@@ -254,7 +254,7 @@ impl PreTokenizer for PreTokenizing {
             let bytes: usize = parts.iter().map(|(part, ..)| part.len()).sum();
             let after = bytes.saturating_add(parts.len()).saturating_mul(times);
             let room = ROOM.get();
-            // All parts are present: what their normalization used is not added up.
+            // All parts exist at this point, so the sizes during their normalization do not add up.
             ROOM.set(Room { used: 0, ..room });
             let admitted = admits(name, after);
             ROOM.set(Room { used: room.used, ..ROOM.get() });

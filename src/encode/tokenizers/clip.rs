@@ -58,8 +58,8 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
     let (Some(vocabulary_file), Some(merges_file)) = (vocabulary_path.to_str(), merges_path.to_str()) else {
         return Err(unusable(folder, "the folder's name is not UTF-8, so its files cannot be opened"));
     };
-    // Checked after each of their errors: a Git LFS pointer has two words per line, as merges have, and is only
-    // detected when its words are looked up in the vocabulary.
+    // Check for this after an error of either file: a Git LFS pointer has two words per line, as merges have, and is
+    // only detected when its words are looked up in the vocabulary.
     let mistaken = || {
         [&vocabulary_path, &merges_path].into_iter().find_map(|path| {
             let found = Mistaken::of(&std::fs::read(path).ok()?)?;
@@ -88,8 +88,8 @@ pub(super) fn open(folder: &Path, special: &Special) -> Result<(ClipTokenizer, (
     let pad = mark(or(&special.pad, CLIP_END))?;
     let unknown = mark(or(&special.unknown, CLIP_END))?;
 
-    // The start and end tokens match in any case, that is after cleaning; other special tokens, such as "!" where it
-    // pads, only verbatim.
+    // The start and end tokens match in upper and lower case, that is, after cleaning. Other special tokens, such as a
+    // padding token "!", match only verbatim.
     let special = |token: &String, normalized| AddedToken::from(token.as_str(), true).normalized(normalized);
     let marks = [begin.0.clone(), end.0.clone()];
     let others = [&pad.0, &unknown.0].into_iter().chain(added.iter().map(|(token, _)| token));

@@ -1,4 +1,4 @@
-//! HTML entities the way ftfy decodes them: only those that end in a semicolon, names in capitals too if they are
+//! HTML entities the way ftfy decodes them: only entities that end in a semicolon, also names in capitals if they are
 //! unambiguous, and numbers as browsers decode them.
 
 use std::{borrow::Cow, sync::LazyLock};
@@ -8,7 +8,7 @@ use regex::{Captures, Regex};
 static ENTITY: LazyLock<Regex> =
     LazyLock::new(|| Regex::new("&#?[0-9A-Za-z]{1,24};").expect("a fixed pattern"));
 
-/// Names in capitals that are entities without a semicolon as well; a longer name that starts with one is not an
+/// Names in capitals that are entities even without a semicolon; a longer name that starts with one of them is not an
 /// entity.
 const OLD_CAPITALS: [&str; 8] = ["AMP", "COPY", "ETH", "GT", "LT", "QUOT", "REG", "THORN"];
 
@@ -43,7 +43,8 @@ fn named(entity: &str, name: &str) -> Option<String> {
     })
 }
 
-/// The character of `&#number;` according to the HTML standard; `None` if it is not a number, or would add a semicolon.
+/// The character of `&#number;` according to the HTML standard; `None` if it is not a number, or if the character is a
+/// semicolon.
 fn numbered(number: &str) -> Option<String> {
     let (digits, base) = match number.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 16),
@@ -52,7 +53,7 @@ fn numbered(number: &str) -> Option<String> {
     if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(base)) {
         return None;
     }
-    // Numbers that overflow the type are beyond the last character as well.
+    // Numbers that overflow the type are also beyond the last character.
     let code = u32::from_str_radix(digits, base).unwrap_or(u32::MAX);
     let never =
         matches!(code, 0x1..=0x8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef) || code & 0xfffe == 0xfffe;

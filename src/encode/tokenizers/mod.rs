@@ -56,15 +56,16 @@ pub struct TextTokenizer {
 
 #[derive(Clone, Debug)]
 enum Pipeline {
-    /// From `tokenizer.json` or `spiece.model`, whichever `file` is; `fix` says whether captions are cleaned first, as
-    /// the upstream tokenizer does.
+    /// Loaded from `file`, a `tokenizer.json` or `spiece.model`; `fix` says whether captions are cleaned first, as the
+    /// upstream tokenizer does.
     Saved { tokenizer: Box<SavedTokenizer>, fix: bool, file: PathBuf },
-    /// From `vocab.json` and `merges.txt`.
+    /// Loaded from `vocab.json` and `merges.txt`.
     Clip(Box<clip::ClipTokenizer>),
 }
 
 impl TextTokenizer {
-    /// CLIP's tokenizer: from `tokenizer.json` if the folder has it, otherwise from `vocab.json` and `merges.txt`.
+    /// Loads CLIP's tokenizer: from `tokenizer.json` if the folder has it, otherwise from `vocab.json` and
+    /// `merges.txt`.
     ///
     /// `length` is the number of ids per caption; `None`: the value in `tokenizer_config.json`, at most `most`.
     ///
@@ -87,7 +88,7 @@ impl TextTokenizer {
         Self::of(pipeline, pad, length, files, folder)
     }
 
-    /// T5's tokenizer: from `tokenizer.json` if the folder has it, otherwise from SentencePiece's `spiece.model`.
+    /// Loads T5's tokenizer: from `tokenizer.json` if the folder has it, otherwise from SentencePiece's `spiece.model`.
     /// `length` is the number of ids per caption.
     ///
     /// # Errors
@@ -183,7 +184,7 @@ impl TextTokenizer {
     /// Tokenizes captions.
     ///
     /// # Errors
-    /// If the tokenizer rejects a caption, or expands it beyond its limit, which an intact one never does.
+    /// If the tokenizer rejects a caption or expands it beyond its limit, which an intact tokenizer never does.
     pub fn encode(&self, captions: &[&str]) -> Result<TokenIds> {
         let encoded: Vec<Encoding> =
             captions.par_iter().map(|caption| self.pipeline.one(caption)).collect::<Result<_>>()?;
@@ -217,7 +218,7 @@ fn open(path: &Path) -> Result<SavedTokenizer> {
     bounded::read(&bytes).map_err(|error| unusable(path, refusal("a tokenizer's JSON", &bytes, error)))
 }
 
-/// Text and id of the padding token: from the folder's settings, else from the tokenizer, else `usual`.
+/// Text and id of the padding token: from the folder's settings, else from the tokenizer, else the token `usual`.
 fn padding(
     tokenizer: &SavedTokenizer,
     special: &Special,

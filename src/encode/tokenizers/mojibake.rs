@@ -1,15 +1,16 @@
-//! Detects mojibake, UTF-8 that was decoded with another encoding ("cafÃ©"), and repairs it; matches `fix_encoding` of
-//! the Python library ftfy 6.3.1: the same encodings in the same order, the same heuristics.
+//! Detects mojibake, UTF-8 that was decoded with another encoding ("cafÃ©"), and repairs it. Matches `fix_encoding` of
+//! the Python library ftfy 6.3.1: the same encodings in the same order, and the same heuristics.
 
 use std::{collections::HashMap, sync::LazyLock};
 
 use encoding_rs::Encoding;
 use regex::{Regex, bytes};
 
-/// Bytes that no encoding decodes otherwise map to themselves, and the replacement character to byte 0x1a.
+/// A single-byte encoding. In a sloppy one, unassigned bytes map to themselves, and byte 0x1a to the replacement
+/// character.
 struct CodePage {
     name: &'static str,
-    /// Whether unassigned bytes and the replacement character map as above.
+    /// Whether the encoding is sloppy.
     sloppy: bool,
     /// The characters of bytes from 0x80 on.
     upper: Vec<char>,
@@ -23,7 +24,7 @@ const CP437: &str = concat!(
     "αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}",
 );
 
-/// In the order in which they are tried.
+/// The encodings, in the order in which they are tried.
 static CODE_PAGES: LazyLock<Vec<CodePage>> = LazyLock::new(|| {
     let latin = || (0x80..=0xff).map(char::from).collect::<Vec<char>>();
     let of = |encoding: &'static Encoding| {
@@ -64,7 +65,8 @@ impl CodePage {
     }
 }
 
-/// Clues about what a character can be in UTF-8 that was decoded with one of the code pages.
+/// Clues about which byte of UTF-8 a character can be if the text was decoded with one of the code pages: the first
+/// byte of two, three or four, or a continuation byte.
 const FIRST_OF: [u8; 3] = [1, 2, 4];
 const CONTINUES: u8 = 8;
 const CONTINUES_STRICTLY: u8 = 16;
@@ -81,11 +83,11 @@ static CLUES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
                 0x80..=0xbf => CONTINUES | CONTINUES_STRICTLY,
                 0xc2..=0xdf => FIRST_OF[0],
                 0xe0..=0xef => FIRST_OF[1],
-                // Of the lead bytes of four-byte sequences, these two start the characters in use.
+                // Of the lead bytes of four-byte sequences, only these two start characters that are in use.
                 0xf0 | 0xf3 => FIRST_OF[2],
                 _ => 0,
             };
-            // A character may have several: 0xef leads three bytes, and its character in one page is a continuation in
+            // A character may have several clues: it can be a lead byte in one code page and a continuation byte in
             // another.
             *clues.entry(character).or_default() |= clue;
         }
@@ -111,7 +113,7 @@ const KINDS: [(&str, &str); 14] = [
     ("{box}", "│┌┐┘├┤┬┼═-╬▀▄█▌▐░▒▓"),
 ];
 
-/// Character pairs that are far likelier in mojibake than in text that somebody wrote.
+/// Character pairs that are far more likely in mojibake than in real text.
 const BROKEN: [&str; 37] = [
     "[{c1}]",
     "[{bad}{lower}{upper}{box}{start}{end}{currency}{numeric}{law}][{bad}]",
@@ -166,7 +168,7 @@ static LOOKS_BROKEN: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&pattern).expect("a fixed pattern")
 });
 
-/// UTF-8 in which a space replaced the byte 0xa0, where that makes a likely character.
+/// UTF-8 in which a space replaced the byte 0xa0, where that would be a likely character.
 const WITH_SPACES: [&str; 6] = [
     r"[\xc2\xc3\xc5\xce\xd0\xd9] ",
     r"[\xe2\xe3] [\x80-\x84\x86-\x9f\xa1-\xbf]",
@@ -198,7 +200,7 @@ fn any_of(sequences: &[&str]) -> bytes::Regex {
 static SPACED: LazyLock<bytes::Regex> = LazyLock::new(|| any_of(&WITH_SPACES));
 static LOST: LazyLock<bytes::Regex> = LazyLock::new(|| any_of(&LOSSY));
 
-/// Undoes decoding with the wrong encoding, as often as it was applied.
+/// Undoes decoding with the wrong encoding, repeatedly if necessary.
 pub(super) fn fix_encoding(text: &str) -> String {
     let mut text = text.to_owned();
     loop {
@@ -264,7 +266,7 @@ fn decoded_again(mut bytes: Vec<u8>, page: &CodePage) -> Option<String> {
     }
 }
 
-/// `Ã ` before a word is an à followed by a space, unless it continues such a word.
+/// `Ã ` before a word is an à followed by a space, unless the two are one word, such as "àquele".
 fn a_before_words(bytes: &[u8]) -> Vec<u8> {
     let mut spaced = Vec::with_capacity(bytes.len() + 4);
     let mut at = 0;

@@ -45,7 +45,7 @@ const MAX_EXTRA_IDS: usize = 10_000;
 #[serde(default)]
 struct Settings {
     extra_ids: usize,
-    /// Whether a space is prepended to every part of a caption rather than to the first. `null`: yes.
+    /// Whether a space is prepended to every part of a caption and not only to the first. `null` means yes.
     legacy: Option<bool>,
     add_prefix_space: Option<bool>,
 }
@@ -87,7 +87,7 @@ enum Field<'a> {
     Number(u64),
     Fixed(u32),
     Bytes(&'a [u8]),
-    /// A fixed-width field, which no relevant field is.
+    /// A fixed-width field. No field that matters here has this type.
     Wide,
 }
 

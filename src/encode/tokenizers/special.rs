@@ -49,7 +49,7 @@ pub(super) struct Special {
 }
 
 impl Special {
-    /// Reads both files where they exist, `special_tokens_map.json` first, and returns which of them exist.
+    /// Reads both files if they exist, `special_tokens_map.json` first, and returns which of them exist.
     pub(super) fn read(folder: &Path) -> Result<(Self, Vec<PathBuf>)> {
         let (mut special, mut files) = (Self::default(), Vec::new());
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
@@ -75,7 +75,7 @@ impl Special {
     }
 }
 
-/// A length that was set; the writers use 1e30 for none.
+/// A length that was actually set; the writers of the file use 1e30 for none.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked")]
 fn tokens(length: f64) -> Option<usize> {
     (1.0..1e6).contains(&length).then_some(length as usize)

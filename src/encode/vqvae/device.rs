@@ -21,8 +21,8 @@ use crate::{
     error::Result,
 };
 
-/// Images per batch: enough for the small maps to fill a GPU, few enough for memory. The batch size is constant, the
-/// last image being repeated, so that all are computed alike and no image's bits depend on the others.
+/// Number of images per batch: enough for the small maps to fill a GPU, few enough for memory. The batch size is
+/// constant (the last image is repeated), so that an image's bits do not depend on the others.
 const IMAGES: usize = 4;
 
 /// Images quantized per batch.

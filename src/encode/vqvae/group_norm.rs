@@ -24,7 +24,7 @@ pub(super) struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// From a scale and a shift `[C]`, both f32.
+    /// Takes a scale and a shift `[C]`, both f32.
     ///
     /// # Errors
     /// If the shapes differ or `C` is not a multiple of 32.

@@ -121,7 +121,7 @@ impl VqVae {
             ));
         }
         let (read, fingerprint) = reader.into_account();
-        // Usage counts of the codes during training: nothing reads them.
+        // Usage counts of the codes from training, which nothing reads.
         let surplus: Vec<&str> = weights
             .names()
             .filter(|name| !read.contains(*name) && *name != "quantize.ema_vocab_hit_SV")
@@ -142,8 +142,8 @@ impl VqVae {
         Ok(Self { settings, networks, reduction, quantizer, fingerprint })
     }
 
-    /// Moves the networks and the quantizer to a device, each on first use. Codes equal those of the
-    /// CPU, except where two are almost equally near.
+    /// Moves the networks and the quantizer to a device, each on first use. Codes equal those of the CPU, except where
+    /// two codes are almost equally near.
     ///
     /// # Errors
     /// If it is on a device already.

@@ -47,7 +47,7 @@ impl Stream {
 /// The value range of a convolution's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InputRange {
-    /// Output of a norm: about 1; for a map with `n` values per group at most `√n` times the norm's scale.
+    /// Output of a norm: about 1; in a map with `n` values per group at most `√n` times the norm's scale.
     Normed,
     /// Unbounded: the residual stream of trained networks exceeds the range of f16.
     Any,

@@ -339,7 +339,7 @@ impl Head {
     }
 }
 
-/// Images to features.
+/// The network from images to features.
 #[derive(Debug)]
 pub(super) struct Encoder<C = Convolution, N = GroupNorm> {
     first: C,
@@ -403,7 +403,7 @@ impl Encoder {
     }
 }
 
-/// Features to images.
+/// The network from features to images.
 #[derive(Debug)]
 pub(super) struct Decoder<C = Convolution, N = GroupNorm> {
     /// Upstream: `post_quant_conv`, 3×3 or 1×1.
@@ -461,14 +461,14 @@ impl Decoder {
     }
 }
 
-/// The first convolution of a network; replaces the stream.
+/// Applies the first convolution of a network; its output replaces the stream.
 fn start(convolution: &Convolution, work: &mut Workspace) {
     work.bordered.copy_of(&work.stream, Border::ONE);
     convolution.apply(&work.bordered, &mut work.hidden, Into::Overwrite);
     std::mem::swap(&mut work.stream, &mut work.hidden);
 }
 
-/// A convolution of either size; replaces the stream.
+/// Applies a convolution of either size; its output replaces the stream.
 fn finish(convolution: &Convolution, work: &mut Workspace) {
     if convolution.size() == [3, 3] {
         return start(convolution, work);
