@@ -22,7 +22,7 @@ pub struct Batch {
     /// The pyramid input of all scales but the first, `[B, L - L₀, Cvae]` f32, where `L₀ = patch_nums[0]²`, or
     /// `[B, L, Cvae]` with zeros for the first scale. `None` if it is computed from the codes; see [`CodeReader`].
     pub input: Option<Tensor>,
-    /// The same for a network that attends up to and including each scale, which the rater does ([`Reach::Through`]).
+    /// The same for a network whose input for a scale includes that scale, such as the rater ([`Reach::Through`]).
     /// `None` if it is not needed or is computed from the codes.
     pub through: Option<Tensor>,
     /// The captions.

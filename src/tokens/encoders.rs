@@ -51,7 +51,7 @@ pub(crate) fn make_folder(folder: &Path) -> Result<()> {
 pub fn text_encoder(config: &Config) -> Result<Box<dyn TextEncoder>> {
     let settings = &config.text_encoder;
     match (settings.kind, &settings.path) {
-        // The folder of a saved encoder describes itself.
+        // The folder of a saved encoder contains its description.
         (_, Some(path)) if path.join(TEXT_ENCODER).exists() => crate::encode::load_text_encoder(path),
         (TextEncoderKind::HashedWords { .. }, Some(path)) => crate::encode::load_text_encoder(path),
         (TextEncoderKind::HashedWords { tokens, channels }, None) => {
@@ -84,7 +84,7 @@ pub fn saved_image_tokenizer(config: &Config, folder: &Path) -> Result<Box<dyn I
 /// # Errors
 /// If it cannot be loaded.
 pub fn saved_text_encoder(config: &Config, folder: &Path) -> Result<Box<dyn TextEncoder>> {
-    // The path of another kind of encoder, or of a description, is the source of the run's copy.
+    // A path of another kind, or of a description, is where the run's copy came from.
     let moved = config.text_encoder.path.as_deref().filter(|path| {
         matches!(config.text_encoder.kind, TextEncoderKind::Pretrained { .. })
             && !path.join(TEXT_ENCODER).exists()
@@ -115,12 +115,12 @@ pub(crate) fn cached_text_encoder(
 pub(crate) struct Encoders {
     pub(crate) tokenizer: Box<dyn ImageTokenizer>,
     pub(crate) text: Box<dyn TextEncoder>,
-    /// The token cache that they filled.
+    /// The token cache of these encoders.
     pub(crate) cache: Option<Arc<TokenCache>>,
 }
 
 impl Encoders {
-    /// Loads the encoders of a run. The configuration locates weights that the run has no copy of.
+    /// Loads the encoders of a run. The configuration locates weights of which the run has no copy.
     pub(crate) fn of(run: &Path, config: &Config) -> Result<Self> {
         let cache = TokenCache::configured(config)?;
         let tokenizer = saved_image_tokenizer(config, &run.join(IMAGE_TOKENIZER_FOLDER))?;

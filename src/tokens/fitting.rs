@@ -27,8 +27,8 @@ const AHEAD: usize = 128;
 /// decoded images, so that none is decoded twice.
 ///
 /// An image that does not exist or cannot be decoded is excluded from the fit and returned as an error: it is skipped
-/// and counted wherever the corpus is read. A file that the system fails to read ends the fit, because once it can be
-/// read again the same command would fit another tokenizer.
+/// and counted wherever the corpus is read. A file that the system fails to read is an error of the whole fit, because
+/// the same command would fit another tokenizer once the file can be read again.
 ///
 /// # Errors
 /// If no image can be used (`failed_out`, if given, then lists the reasons), a file cannot be read, the sizes do not
@@ -126,7 +126,7 @@ fn look_again(image: &ImageRef, preprocess: &Preprocess) -> Result<Result<Square
 
 /// Reads a file to its end. A missing file, or something that is not a file, is not an error.
 fn read_through(image: &ImageRef) -> io::Result<()> {
-    // A named pipe is not opened, which would block until there is a writer.
+    // A named pipe is not opened, because that would block until there is a writer.
     let read = || match image.stamp() {
         Some(_) => io::copy(&mut image.open()?, &mut io::sink()).map(drop),
         None => image.look(),

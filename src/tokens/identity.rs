@@ -1,10 +1,10 @@
-//! Detection of changed images: how every resumed job notices that an image was replaced or deleted
-//! since it was read.
+//! Detects changed images: this is how every resumed job notices that an image was replaced or deleted since it was
+//! read.
 //!
-//! A file with the same length and times counts as unchanged; one with the same length and another time, such as a
-//! copy, is hashed and compared by its digest. So nothing is read as long as no file was touched, a copied or
-//! restored corpus counts as unchanged, and a file replaced by another of the same length does not. On Unix the time
-//! of the last status change (ctime) counts too, which programs cannot set.
+//! A file with the same length and times counts as unchanged; one with the same length but another time, such as a
+//! copy, is hashed and compared by its digest. So nothing is read unless a file was touched, a copied or restored
+//! corpus counts as unchanged, and a file replaced by another of the same length does not. On Unix the times include
+//! that of the last status change (ctime), which programs cannot set.
 
 use rayon::prelude::*;
 
@@ -18,7 +18,7 @@ use crate::{
 
 /// Stamps of images that are about to be read.
 pub(crate) struct Looking {
-    /// The stamp of each file, and the digest of each image that the token cache serves.
+    /// The stamp of each file, and the digest of each image that is in the token cache.
     before: Vec<(Option<Stamp>, Option<[u8; 32]>)>,
 }
 
@@ -35,7 +35,7 @@ impl Looking {
         Self { before: images.par_iter().map(look).collect() }
     }
 
-    /// The states of the images, once they have been read, or the index of one that changed meanwhile.
+    /// The states of the images after they were read, or the index of one that changed meanwhile.
     pub(crate) fn states(self, images: &[&ImageRef]) -> Result<Vec<ImageState>, usize> {
         let state = |(at, (stamp, cached)): (usize, (Option<Stamp>, Option<[u8; 32]>))| {
             let Some(stamp) = stamp else {

@@ -22,13 +22,13 @@ pub(crate) struct Image {
 pub(crate) type ImageState = Option<Image>;
 
 impl Image {
-    /// From a stamp and, if it could be computed, a digest.
+    /// Combines a stamp and, if it could be computed, a digest.
     pub(super) fn new(stamp: Stamp, digest: Option<&[u8; 32]>) -> Self {
         let Stamp { bytes, modified, changed } = stamp;
         Self { bytes, modified, changed, digest: digest.map(half).unwrap_or_default() }
     }
 
-    /// For an image that the token cache served without its file.
+    /// The state of an image that the token cache served without its file.
     pub(super) fn served(digest: &[u8; 32]) -> Self {
         Self { bytes: 0, modified: 0, changed: 0, digest: half(digest) }
     }

@@ -1,4 +1,4 @@
-//! Images to codes: from the token cache where available, else decoded in advance and tokenized in chunks.
+//! Turns images into codes: from the token cache where available, else decoded in advance and tokenized in chunks.
 
 use std::{collections::HashMap, thread::ScopedJoinHandle};
 
@@ -15,12 +15,12 @@ use crate::{
 
 /// Images per tokenizer call.
 const CHUNK: usize = 64;
-/// Records that may wait until a chunk is full.
+/// Maximum number of records that wait until a chunk is full.
 const WAITING: usize = 4096;
 /// Images decoded in advance.
 const AHEAD: usize = 128;
 
-/// Images that were read already, by the index of their record, or the reason why they could not be read, which is
+/// Images that were read already, by the index of their record, or the reasons why they could not be read. A failure is
 /// final: an image that could not be used to fit the tokenizer is skipped and counted.
 #[derive(Default)]
 pub struct FitImages(pub(super) HashMap<usize, Result<SquareImage>>);
@@ -31,7 +31,7 @@ impl FitImages {
         self.0.iter().filter_map(|(index, image)| Some((*index, image.as_ref().err()?.to_string())))
     }
 
-    /// Only failed images.
+    /// Contains only failed images.
     pub(super) fn of_failed(failed: impl Iterator<Item = (usize, String)>) -> Self {
         Self(failed.map(|(index, reason)| (index, Err(Error::invalid(reason)))).collect())
     }
@@ -54,20 +54,20 @@ pub(crate) struct Tokenize<'a> {
     /// Configures decoding and threads.
     pub(crate) config: &'a Config,
     pub(crate) tokenizer: &'a dyn ImageTokenizer,
-    /// Built with this tokenizer.
+    /// The token cache; it was built with this tokenizer.
     pub(crate) cache: Option<&'a TokenCache>,
 }
 
 /// A record that has not been delivered yet.
 enum Waiting {
     Codes(Vec<u16>),
-    /// The next of the images that wait to be tokenized.
+    /// An image that waits to be tokenized; the images are in order.
     Image,
     Failed(Error),
 }
 
 impl Tokenize<'_> {
-    /// Passes to `give` the codes of every record, or why there are none, in order.
+    /// Passes the codes of every record to `give` in order, or the reason why there are none.
     ///
     /// # Errors
     /// If the vocabulary has more than 65,536 codes, the cache is damaged, or `give` fails.
@@ -144,7 +144,7 @@ impl Tokenize<'_> {
                                 chunk.push(image);
                                 Waiting::Image
                             }
-                            // Not a property of the image: with more memory the result would differ.
+                            // This says nothing about the image: with more memory it could be decoded.
                             Err(error) if error.is_of_machine() => return Err(error),
                             Err(error) => Waiting::Failed(error),
                         }
@@ -161,14 +161,14 @@ impl Tokenize<'_> {
     }
 }
 
-/// Codes being computed on a thread of their own.
+/// The thread that computes the codes of a chunk.
 type Tokenizing<'scope> = Option<ScopedJoinHandle<'scope, Result<Tensor>>>;
 
 /// Delivers tokenized records, one chunk behind the decoder.
 struct Delivery<'scope, 'a, G> {
     /// Index of the next record to deliver.
     first: usize,
-    /// Records whose images are being tokenized, and the records between them.
+    /// Records whose images are being tokenized, together with the records between them.
     under_way: Option<(Vec<Waiting>, Tokenizing<'scope>)>,
     give: &'a mut G,
 }

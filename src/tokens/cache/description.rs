@@ -13,8 +13,8 @@ use crate::{
 
 /// The file that marks a folder as a token cache.
 pub(crate) const CACHE: &str = "cache.json";
-/// The format version that is written. Version 1 has no checksum and does not record the state of the images: it can
-/// be read, but not extended.
+/// The format version that is written. Version 1 has no checksum and does not record the state of the images: such a
+/// cache can be read, but not extended.
 pub(crate) const FORMAT: u32 = 2;
 
 /// Upper bound on the tokens per caption.
@@ -29,7 +29,7 @@ pub enum TextKept {
     Bf16,
     /// States exactly as the encoder computes them.
     F32,
-    /// Token ids, which are tiny; the encoder's network runs when states are needed.
+    /// Token ids, which are small; the encoder's network runs when states are needed.
     Ids,
 }
 

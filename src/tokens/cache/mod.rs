@@ -1,10 +1,10 @@
 //! The token cache: codes and text states of a corpus, written by `encode`, so that no epoch and no later command
 //! runs the image tokenizer or a large text encoder again.
 //!
-//! A folder with `cache.json`, the encoders in the format in which a run saves them, and shards. A record is looked
-//! up by the path of its image relative to the cache's folder: the cache can be moved together with the images, and
-//! also serves a selected subset or any other table of the same images. Images that are not in the cache, or that
-//! changed since they were encoded, are tokenized as without a cache.
+//! A cache is a folder with `cache.json`, the encoders as a run saves them, and shards. A record is looked up by the
+//! path of its image relative to the cache's folder: the cache can be moved together with the images, and also serves a
+//! selected subset or any other table of the same images. Images that are not in the cache, or that have changed since
+//! they were encoded, are tokenized as without a cache.
 
 mod description;
 pub(crate) mod shard;
@@ -44,9 +44,9 @@ pub(crate) struct CacheSlot {
 pub(crate) enum Cached {
     /// Its codes are in the cache.
     At(CacheSlot),
-    /// Codes are in the cache, but the file has changed since.
+    /// Its codes are in the cache, but the file has changed since.
     Changed,
-    /// The image was not encoded.
+    /// The image is not in the cache.
     Absent,
 }
 
@@ -64,8 +64,7 @@ impl TokenCache {
     /// Opens a cache. Files of codes are verified against their checksums. Files of text states can be much larger:
     /// their lengths are verified now, their checksums before the first caption of each is read.
     ///
-    /// # Errors
-    /// If there is no cache, it is incomplete, or a file is missing or damaged; `encode` then rebuilds that shard.
+    /// If there is no cache, it is incomplete, or a file is missing or damaged. `encode` can rebuild a damaged shard.
     pub fn open(folder: &Path) -> Result<Self> {
         let folder = absolute(folder)?;
         let description = Description::read(&folder)?;

@@ -47,7 +47,7 @@ impl CachedText {
         Ok(Arc::clone(opened.insert(encoder)))
     }
 
-    /// States from the cache, and those that the encoder computes, rounded in the same way.
+    /// The states of captions: from the cache, or computed by the encoder and rounded in the same way.
     fn kept_states(&self, captions: &[&str], floats: Floats) -> Result<TextStates> {
         let TextDescription { tokens, channels, .. } = self.text;
         let batch = captions.len();

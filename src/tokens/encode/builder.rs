@@ -152,8 +152,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Fails if images of an existing shard were replaced or deleted since: the tokenizer may have been fitted to
-    /// them, so that rebuilding the shard would differ from the result of an uninterrupted job.
+    /// Fails if images of an existing shard were replaced or deleted: the tokenizer may have been fitted to them, so
+    /// that rebuilding the shard would differ from the result of an uninterrupted job.
     fn expect_unchanged(&self, corpus: &mut Corpus, entry: &Entry) -> Result<()> {
         let RecordBatch { records, .. } = corpus.batch(entry.from, entry.images.len())?;
         let images: Vec<_> = records.iter().map(|record| &record.image).zip(&entry.images).collect();
@@ -195,7 +195,7 @@ impl Builder<'_> {
         Ok(entry)
     }
 
-    /// Encodes records: the usable ones with their index, and the others.
+    /// Encodes records and separates the usable ones, with their index, from the others.
     fn rows(
         &mut self,
         table: usize,

@@ -46,8 +46,8 @@ pub struct EncodeRequest {
     pub tables: Vec<PathBuf>,
     /// The output folder.
     pub out: PathBuf,
-    /// The data to store per caption; `Some(None)` for none. By default (`None`), states in bf16 for a pretrained
-    /// encoder, and nothing for hashed words, which are computed as fast as they are read.
+    /// The data to store per caption; `Some(None)` for none. The default, `None`, stores states in bf16 for a
+    /// pretrained encoder, and nothing for hashed words, which are computed as fast as they would be read.
     pub text: Option<Option<TextKept>>,
     /// Rows per shard.
     pub shard_rows: usize,
@@ -104,8 +104,8 @@ impl fmt::Display for EncodeSummary {
 /// Builds a token cache, or continues or repairs an existing one.
 ///
 /// # Errors
-/// If a table or an encoder cannot be used, the folder contains something else, or the user interrupts the job. Complete
-/// shards are then kept, and the same command continues.
+/// If a table or an encoder cannot be used, the folder contains something else, or the user interrupts the job.
+/// Complete shards are then kept, and the same command continues.
 pub fn encode(
     request: &EncodeRequest,
     interrupt: &Interrupt,
@@ -115,7 +115,7 @@ pub fn encode(
     if request.shard_rows == 0 {
         return Err(Error::invalid("a shard needs at least one row"));
     }
-    // Fails on an unusable device before any data is read.
+    // Opens the device first, so that an unusable one is reported before any data is read.
     let device = config.device.open()?;
     let tables = tables(request)?;
     let described = interrupt.while_reading("nothing had been encoded yet", || {
@@ -305,7 +305,7 @@ fn image_tokenizer(
         Some(run) => encoders::saved_image_tokenizer(config, &run.join(IMAGE_TOKENIZER_FOLDER))?,
         None => {
             let records = match config.image_tokenizer.path {
-                // Nothing to fit.
+                // There is nothing to fit.
                 Some(_) => Vec::new(),
                 None => interrupt.while_reading(NO_STEP, || config.open_corpus(first)?.read_all())?,
             };
@@ -314,7 +314,7 @@ fn image_tokenizer(
                 fitting::image_tokenizer(config, (first, &records), Some(&failed_out), interrupt, progress)?;
             unfit.extend(images.failed().map(|(index, reason)| (records[index].row, reason)));
             expect_pyramid(config, tokenizer.as_ref())?;
-            // A continued job fits the tokenizer again: only this shows whether the images are still the same.
+            // A continued job fits the tokenizer again: this is the only check that the images are still the same.
             if let Some(saved) = saved {
                 if saved.fingerprint() == tokenizer.fingerprint() {
                     return Ok((saved, unfit, None));

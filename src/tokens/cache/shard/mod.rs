@@ -117,7 +117,7 @@ pub(crate) struct ShardRow {
     pub(crate) codes: Vec<u16>,
 }
 
-/// SHA-256 of an image file, or `None` if its stamp is no longer `stamp`.
+/// SHA-256 of an image file; `None` if its stamp has changed.
 pub(crate) fn unchanged(image: &ImageRef, stamp: Stamp) -> Option<[u8; 32]> {
     let digest = image.digest().ok()?;
     (image.stamp()? == stamp).then_some(digest)
