@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use super::Weights;
 
-/// How many differences of a kind a message lists.
+/// Maximum number of differences of a kind that a message lists.
 const LISTED: usize = 8;
 
-/// Maximum pairs of names to compare for hints: a wrong file with thousands of names needs none.
+/// Maximum number of pairs of names that are compared for hints: a wrong file with thousands of names needs none.
 const PAIRS: usize = 1 << 20;
 
 /// Minimum similarity of a suggested name.

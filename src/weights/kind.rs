@@ -32,11 +32,11 @@ pub enum NumberKind {
     F16,
     /// bfloat16.
     Bf16,
-    /// 8-bit float with 4 exponent bits; can be copied, not read.
+    /// 8-bit float with 4 exponent bits; can be copied, but not converted to a tensor.
     F8E4M3,
-    /// 8-bit float with 5 exponent bits; can be copied, not read.
+    /// 8-bit float with 5 exponent bits; can be copied, but not converted to a tensor.
     F8E5M2,
-    /// Complex number of two 32-bit floats; can be copied, not read.
+    /// Complex number of two 32-bit floats; can be copied, but not converted to a tensor.
     Complex64,
     /// Unsigned 8-bit.
     U8,

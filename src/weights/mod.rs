@@ -174,7 +174,7 @@ impl Weights {
         self.stored(name)?.read(name)
     }
 
-    /// A tensor to write to another file; its values are read during the write.
+    /// A tensor to be written to another file; its values are read during the write.
     ///
     /// # Errors
     /// If no tensor has this name, or it is an expanded tensor with more elements than the file has bytes.
@@ -184,7 +184,7 @@ impl Weights {
         Ok(Payload::stored(stored.clone()))
     }
 
-    /// All tensors to write to another file, in file order.
+    /// All tensors, to be written to another file, in file order.
     ///
     /// # Errors
     /// As for [`payload`](Self::payload), if a tensor has an unsupported layout, or if tensors that share storage would

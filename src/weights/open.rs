@@ -1,4 +1,4 @@
-//! Detects the format of a path by content, since a failed download has the right name as well.
+//! Detects the format of a path by its content, because a failed download has the right name, too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -136,7 +136,7 @@ fn sharded(path: &Path) -> Result<Contents> {
         unnamed.extend(held.into_keys().filter(|name| !index.weight_map.contains_key(name)));
     }
     if let Some(first) = unnamed.first() {
-        // Not an error, since every listed tensor is present. But the index may be older than the shards.
+        // Not an error, since every listed tensor exists. But the index may be older than the shards.
         tracing::warn!(
             "{} does not name {} of the tensors in its shards, the first of them {first}; they are skipped; if \
              they should not be, download the index again",

@@ -9,7 +9,7 @@ use crate::{
     weights::{NumberKind, TensorInfo, stored::Stored},
 };
 
-/// Bytes per chunk of a tensor in memory.
+/// Bytes of a tensor that are in memory at a time.
 const CHUNK_BYTES: usize = 1 << 18;
 
 /// A tensor to write: in memory, or in a file that is read during the write.

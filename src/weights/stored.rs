@@ -22,7 +22,8 @@ use crate::{
 /// Bytes per chunk: a multiple of every element size.
 const CHUNK_BYTES: usize = 1 << 18;
 
-/// A tensor with more elements than the file has bytes is expanded (strides of 0); up to this many more are still read.
+/// A tensor with more elements than the file has bytes is expanded (it has strides of 0). It is rejected if it exceeds
+/// the bytes by more than this many elements.
 const EXPANDED_NUMBERS: usize = 1 << 16;
 
 /// A memory-mapped weights file. Pages are read on first access.
@@ -103,7 +104,8 @@ pub(super) struct View {
 }
 
 impl Stored {
-    /// A tensor over the bytes at `region` of a file, optionally through a view; the error says what does not fit.
+    /// A tensor over the bytes at `region` of a file, optionally through a view; the error says which part does not
+    /// fit.
     pub(super) fn new(
         file: &Arc<MappedFile>,
         region: Range<usize>,
@@ -157,7 +159,7 @@ impl Stored {
         })
     }
 
-    /// Applies sign flips; the error names an element type without such a view in PyTorch.
+    /// Applies sign flips. It is an error if PyTorch has no such view for the element type.
     pub(super) fn with_flipped(self, flipped: Flipped) -> Result<Self, String> {
         let kind = self.entry.kind;
         if flipped.conjugated && kind != NumberKind::Complex64 {

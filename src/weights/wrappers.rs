@@ -60,10 +60,10 @@ impl Weights {
     }
 
     /// The tensors of a network that has one of the tensors `marks`, under its own names. A training program may have
-    /// wrapped the network ([`without_module`](Self::without_module)) and saved its state among others: if no name at
-    /// the top level is one of the marks, it is searched below `state_dict`, `model`, `module`, `model_state_dict`,
-    /// `net`, `network`, `params`, `ema`, `model_ema` and `ema_state_dict`, in this order, up to three levels deep. If
-    /// it is not found, everything at the top level is returned.
+    /// wrapped the network ([`without_module`](Self::without_module)) and saved its state together with other data: if
+    /// no name at the top level is one of the marks, the network is searched below `state_dict`, `model`, `module`,
+    /// `model_state_dict`, `net`, `network`, `params`, `ema`, `model_ema` and `ema_state_dict`, in this order, up to
+    /// three levels deep. If it is not found, everything at the top level is returned.
     pub fn network(&self, marks: &[&str]) -> Self {
         let holds = |weights: &Self| marks.iter().any(|mark| weights.contains(mark));
         let top = self.without_module();

@@ -1,7 +1,7 @@
 //! Reads the directory of a zip archive as PyTorch writes it: uncompressed, with 64-bit sizes where necessary.
 //!
-//! A hundred lines of our own, because we only need the offsets of the entries in a mapped file, and the guarantee that
-//! no two of them overlap. Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.
+//! Our own reader takes a hundred lines, because we only need the offsets of the entries in a mapped file, and the
+//! guarantee that no two entries overlap. Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.
 
 use std::{collections::HashSet, ops::Range};
 

@@ -1,7 +1,7 @@
 //! Flattens a pickle into named tensors and values: keys and indices joined by dots.
 //!
-//! A pickle of a few bytes can refer to one dict so often that its names exhaust memory. All allocations here are
-//! bounded by the pickle's length.
+//! A pickle of a few bytes can refer to one dict so often that the names exhaust memory. Therefore all allocations here
+//! are bounded by the pickle's length.
 
 use std::{
     collections::{HashMap, HashSet},

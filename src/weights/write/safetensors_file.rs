@@ -97,7 +97,7 @@ fn fill(path: &Path, tensors: &[&(String, Payload)], remarks: &[(String, String)
     let mut header = Map::new();
     let mut texts: Map<String, Json> =
         remarks.iter().map(|(name, text)| (name.clone(), json!(text))).collect();
-    // Hugging Face's loaders reject a file without the layout of its tensors.
+    // Hugging Face's loaders reject a file whose metadata does not name a format.
     texts.insert("format".to_owned(), json!("pt"));
     header.insert("__metadata__".to_owned(), Json::Object(texts));
     let mut end = 0;

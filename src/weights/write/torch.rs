@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Items that one opcode adds to a dict or list; the same batch size as Python's pickler.
+/// Number of items that one opcode adds to a dict or list; the same batch size as in Python's pickler.
 const BATCH: usize = 1000;
 
 /// Writes a checkpoint in PyTorch's zip format. The upstream layout is

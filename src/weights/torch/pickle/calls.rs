@@ -1,4 +1,4 @@
-//! Evaluates the supported names with their arguments. All others make opaque objects: nothing is called.
+//! Evaluates calls of the supported names. Calls of all other names make opaque objects: nothing is executed.
 
 use std::ops::Range;
 
@@ -140,7 +140,7 @@ impl Machine<'_> {
         Ok(CallResult::Node(Node::Object(Box::new(ObjectNode { class, tensor }))))
     }
 
-    /// A tensor with an unsupported layout, named by the class that shows it.
+    /// A tensor with an unsupported layout, identified by the class that indicates it.
     fn unread(class: Item) -> CallResult {
         CallResult::Node(Node::Object(Box::new(ObjectNode { class, tensor: true })))
     }

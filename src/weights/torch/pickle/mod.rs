@@ -14,7 +14,7 @@ use crate::weights::{NumberKind, kind::Flipped};
 
 /// Maximum stack depth: the pickler appends to lists and dicts in batches of a thousand.
 const STACK: usize = 1 << 16;
-/// Nodes and memo entries that even the shortest pickle may have.
+/// Number of nodes and memo entries that even the shortest pickle may have.
 const FEW: usize = 4096;
 
 /// A value: small ones inline, others by the index of their node.
@@ -54,7 +54,7 @@ pub(super) struct Foreign {
 
 /// An opaque object of an unsupported name. It is never constructed: only its presence is recorded.
 pub(super) struct ObjectNode {
-    /// The class or function that would construct it, or an object that leads to it.
+    /// The class or function that would construct it, or an object through which it is found.
     pub(super) class: Item,
     /// Whether it is a tensor with an unsupported layout.
     pub(super) tensor: bool,
@@ -181,7 +181,7 @@ pub(super) fn run(bytes: &[u8]) -> Result<Pickled<'_>, String> {
             return Ok(Pickled { bytes, nodes: machine.nodes, root, length: machine.at });
         }
         machine.step(code).map_err(|message| {
-            // A rejection is clear by itself; for damage the offset helps.
+            // A rejection is clear by itself; for damage, the offset is helpful.
             if message.contains("refused") {
                 message
             } else {
@@ -333,7 +333,7 @@ impl<'a> Machine<'a> {
         self.push_node(Node::Text(range))
     }
 
-    /// A string of protocol 0. Escapes are not supported, since names of weights have none.
+    /// Reads a string of protocol 0. Escapes are not supported, since the names of weights do not need them.
     fn plain_line(&mut self, code: u8) -> Result<Range<usize>, String> {
         let mut range = self.line()?;
         let text = &self.bytes[range.clone()];
