@@ -186,7 +186,7 @@ static void perform(Worker &worker, Warp &warp, Lane *lanes, unsigned mask, Coll
             if (!(mask >> source & 1)) {
                 fail_at(
                     lanes[at].file, lanes[at].line,
-                    "lane %u shuffles from lane %u, which the mask %08x leaves out", at, source, mask);
+                    "lane %u shuffles from lane %u, which is not in the mask %08x", at, source, mask);
             }
             *static_cast<uint64_t *>(lanes[at].out) = static_cast<const ShuffleIn *>(lanes[source].in)->value;
         }
@@ -214,7 +214,7 @@ void collective(Collective kind, unsigned mask, const void *in, void *out, const
     Lane *lanes = &worker.lane[worker.current & ~(LANES - 1)], &lane = current_lane();
     unsigned bit = 1u << (worker.current % LANES);
     if (!(mask & bit)) {
-        fail_at(file, line, "a thread takes part in a collective whose mask %08x leaves it out", mask);
+        fail_at(file, line, "a thread takes part in a collective whose mask %08x does not include it", mask);
     }
     lane.file = file;
     lane.line = line;

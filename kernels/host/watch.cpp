@@ -77,7 +77,7 @@ void check(uintptr_t address, unsigned bytes, bool write, bool atomic, bool alig
     }
     if (!write && in_program(address)) return;
     fail(
-        pc, "%s %u bytes at the address %p, which is no memory of the device", verb(write), bytes,
+        pc, "%s %u bytes at the address %p, which is not device memory", verb(write), bytes,
         (void *)address);
 }
 
@@ -95,12 +95,12 @@ void *static_shared(const void *site, unsigned bytes, const char *name) {
     if (worker.shared.used + bytes > worker.shape.shared_limit) {
         fail(
             __builtin_return_address(0),
-            "`%s` brings the block to %u bytes of shared memory; the card has %u", name,
+            "`%s` brings the block to %u bytes of shared memory; the limit is %u", name,
             worker.shared.used + bytes, worker.shape.shared_limit);
     }
     found = worker.shared.add(site, bytes, name);
     if (found == nullptr) {
-        fail(__builtin_return_address(0), "`%s` is one shared array more than the emulator keeps", name);
+        fail(__builtin_return_address(0), "`%s` exceeds the number of shared arrays that the emulator supports", name);
     }
     return found;
 }
@@ -112,7 +112,7 @@ void copy_async(void *to, const void *from, unsigned bytes, unsigned source_byte
     Worker &worker = *current_worker;
     Lane &lane = current_lane();
     if (uintptr_t(from) % bytes != 0) {
-        fail(pc, "cp.async reads %u bytes at an address that is not a multiple of it", bytes);
+        fail(pc, "cp.async reads %u bytes at an address that is not a multiple of that size", bytes);
     }
     if (source_bytes > 0) check(uintptr_t(from), source_bytes, false, false, false, pc);
     check(uintptr_t(to), bytes, true, false, true, pc);
@@ -187,7 +187,7 @@ void __ubsan_handle_type_mismatch_v1(const AlignmentData *data, uintptr_t addres
     const void *pc = __builtin_return_address(0);
     if (current_worker == nullptr) return;
     unsigned alignment = 1u << data->log_alignment;
-    if (address == 0) fail(pc, "uses a null pointer, which is no memory of the device");
+    if (address == 0) fail(pc, "uses a null pointer, which is not device memory");
     fail(pc, "uses a vector at an address that is not a multiple of %u", alignment);
 }
 void __ubsan_handle_out_of_bounds(const void *, uintptr_t index) {

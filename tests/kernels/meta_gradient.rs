@@ -442,7 +442,7 @@ fn sizes_that_do_not_fit_are_errors() {
         };
         let sizes = layer.sizes;
         let nothing = ProductSizes { rows: 0, ..sizes };
-        assert!(message(DeviceRequest::default(), nothing).contains("hold a zero"));
+        assert!(message(DeviceRequest::default(), nothing).contains("must not be 0"));
         let more = ProductSizes { samples: 3, ..sizes };
         assert!(message(DeviceRequest::default(), more).contains("the input has 48"));
         let lonely = DeviceRequest { products: Some(&mut products), ..DeviceRequest::default() };

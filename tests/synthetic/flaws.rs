@@ -202,7 +202,7 @@ fn flaws_move_to_records_that_can_have_them() {
     let kept = |record: &usize| planned[*record] != Flaw::Clean && fits(*record, planned[*record]);
     assert!((0..100).filter(kept).all(|record| flaws[record] == planned[record]));
     let message = relocate(&mut planned.clone(), 4, |record, _| record < 10).unwrap_err().to_string();
-    assert!(message.contains("does not apply to enough records"), "{message}");
+    assert!(message.contains("applies to too few records"), "{message}");
 }
 
 #[test]

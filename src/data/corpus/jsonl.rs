@@ -264,7 +264,7 @@ impl JsonLines {
                 Some(&column) => self.fields[column] = value.text,
                 None if self.other_keys.len() < NAMED_KEYS && !self.other_keys.contains(&key) => {
                     warn_once(format!(
-                        "{}: the key `{key}` first occurs on line {}, after the columns were fixed, and is not carried",
+                        "{}: the key `{key}` first occurs on line {}, after the columns were determined; it is ignored",
                         self.at, self.line
                     ));
                     self.other_keys.insert(key);

@@ -351,7 +351,7 @@ impl WebDataset {
                 Some(&column) => value.text.clone_into(&mut self.fields[column]),
                 None if self.other_keys.len() < NAMED_KEYS && !self.other_keys.contains(key) => {
                     warn_once(format!(
-                        "{}: the key `{key}` of {}.json occurs after the columns were fixed, and is not carried",
+                        "{}: the key `{key}` of {}.json occurs after the columns were determined; it is ignored",
                         self.at, sample.key
                     ));
                     self.other_keys.insert(key.clone());
@@ -361,7 +361,7 @@ impl WebDataset {
         }
         if sample.text.is_some() && !self.sources.contains(&Source::Text) {
             warn_once(format!(
-                "{}: {}.txt occurs after the columns were fixed, and is not carried; for captions in .txt, name their \
+                "{}: {}.txt occurs after the columns were determined; it is ignored; for captions in .txt, name their \
                  column (--set columns.caption=txt)",
                 self.at, sample.key
             ));

@@ -222,7 +222,7 @@ pub fn relocate(flaws: &mut [Flaw], seed: u64, fits: impl Fn(usize, Flaw) -> boo
         let Some(steps) = found else {
             let count = flaws.iter().filter(|&&other| other == flaw).count();
             return Err(Error::not_enough_data(format!(
-                "`{flaw}` does not apply to enough records for its share, {count} of {}; lower it",
+                "`{flaw}` applies to too few records for its share ({count} of {}); lower the share",
                 flaws.len()
             )));
         };

@@ -356,7 +356,7 @@ impl TokenIds {
         }
         let tokens = ids.dim(1).max(1);
         if let Some(at) = mask.as_slice::<u32>()?.chunks(tokens).position(|mask| !mask.contains(&1)) {
-            return Err(Error::shape(op, format!("the mask of sample {at} leaves no token")));
+            return Err(Error::shape(op, format!("the mask of sample {at} has no tokens")));
         }
         Ok(Self { ids: ids.clone(), mask })
     }

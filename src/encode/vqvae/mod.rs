@@ -149,7 +149,7 @@ impl VqVae {
     /// If it is on a device already.
     pub fn placed(self, device: &Device) -> Result<Self> {
         let Networks::Host(hosted) = self.networks else {
-            return Err(Error::invalid("the VQ-VAE is on a device already; open it once for each"));
+            return Err(Error::invalid("the VQ-VAE is already on a device; open one per device"));
         };
         Ok(Self { networks: Networks::Device(Box::new(Placed::new(hosted, device))), ..self })
     }

@@ -121,10 +121,13 @@ impl Device {
     ) -> Result<()> {
         let Products { sizes: [m, n, k], batch, a, b, bias, alpha, beta } = *products;
         if O::NUMBER != I::NUMBER && O::NUMBER != ProductNumber::F32 {
-            return Err(Error::shape(OP, format!("{} from {} is not made", O::SUFFIX, I::SUFFIX)));
+            return Err(Error::shape(
+                OP,
+                format!("a product of {} with a result in {} is not supported", I::SUFFIX, O::SUFFIX),
+            ));
         }
         if m == 0 || n == 0 || k == 0 || batch == 0 {
-            return Err(Error::shape(OP, format!("the sizes {:?} hold a zero", [batch, m, n, k])));
+            return Err(Error::shape(OP, format!("the sizes {:?} must not be 0", [batch, m, n, k])));
         }
         let stored =
             |transposed: bool, rows, columns| if transposed { [columns, rows] } else { [rows, columns] };

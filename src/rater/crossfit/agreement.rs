@@ -89,11 +89,10 @@ impl Agreement {
 
 impl fmt::Display for Agreement {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, rating, gain, gradient_norm } = self;
+        let Self { records, rating, .. } = self;
         write!(
             formatter,
-            "agreement of two proxies on {records} records that neither was trained on: rank correlation {rating:.2} of the \
-             ratings, {gain:.2} of the caption gains, {gradient_norm:.2} of the gradient norms"
+            "agreement of two proxies: {rating:.2} (rank correlation of their ratings of {records} records new to both)"
         )
     }
 }

@@ -75,10 +75,7 @@ fn from_archive(file: &Arc<MappedFile>) -> Result<Contents, String> {
         );
     };
     if let Some(second) = pickles.next() {
-        return Err(format!(
-            "contains both {} and {}; a checkpoint has one of them",
-            pickle.name, second.name
-        ));
+        return Err(format!("contains both {} and {}; a checkpoint has only one", pickle.name, second.name));
     }
     let folder = &pickle.name[..pickle.name.len() - "data.pkl".len()];
     let within: HashMap<&str, &Range<usize>> =
@@ -146,7 +143,7 @@ fn from_stream(file: &Arc<MappedFile>, magic: usize) -> Result<Contents, String>
         let end = storage.bytes().and_then(|bytes| at.checked_add(bytes)).filter(|&end| end <= file.len());
         let end = end.ok_or("truncated within a storage; download or save it again")?;
         if regions.insert(key.to_vec(), at..end).is_some() {
-            return Err(format!("the storage {} is there twice", String::from_utf8_lossy(key)));
+            return Err(format!("the storage {} occurs twice", String::from_utf8_lossy(key)));
         }
         at = end;
     }

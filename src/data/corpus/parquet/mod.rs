@@ -50,9 +50,9 @@ pub(crate) fn parquet_error(action: &'static str, path: &Path, error: ParquetErr
             Ok(source) => Error::Io { action, path: path.to_path_buf(), source: *source },
             Err(source) => refuse(format!("cannot {action} this Parquet file: {source}")),
         },
-        error => refuse(format!(
-            "cannot {action} this Parquet file: {error}; if it was cut on its way, copy it again"
-        )),
+        error => {
+            refuse(format!("cannot {action} this Parquet file: {error}; it may be truncated; copy it again"))
+        }
     }
 }
 
@@ -133,7 +133,7 @@ impl ParquetTable {
         };
         let left_out = table.find_columns(names).map_err(|error| parquet_error("read", path, error))?;
         if first && !left_out.is_empty() {
-            warn_once(format!("{at}: lists and bytes are not carried: {} left out", list_columns(&left_out)));
+            warn_once(format!("{at}: skipping the columns of lists and bytes: {}", list_columns(&left_out)));
         }
         table.header = table.columns.iter().map(|column| column.name.clone()).collect();
         table.texts = vec![Vec::new(); table.columns.len()];

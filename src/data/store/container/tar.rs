@@ -283,7 +283,7 @@ impl TarScan {
 
 /// The error for a file that is not an archive.
 pub(super) const NO_HEADER: &str = "there is no header, or its checksum is wrong";
-const TOO_LONG: &str = "a long name or PAX header is cut or too long";
+const TOO_LONG: &str = "a long name or PAX header is truncated or too long";
 
 /// The fields of a PAX header, which apply to the next member.
 #[derive(Default)]

@@ -88,7 +88,7 @@ impl Launches {
             0 => String::new(),
             1 => format!("; the only launch before was {}", self.0[0]),
             _ => format!(
-                "; the last launches before were {} (ALCHEMIST_SYNC_LAUNCH=1 finds the one to blame)",
+                "; the last launches before were {} (set ALCHEMIST_SYNC_LAUNCH=1 to find which one failed)",
                 Vec::from_iter(self.0.iter().map(String::as_str)).join(", ")
             ),
         }

@@ -287,7 +287,7 @@ impl Driver for Gpu {
     }
 
     fn free_memory(&self) -> Result<(usize, usize)> {
-        self.with(format_args!("asking for free memory"), result::mem_get_info)
+        self.with(format_args!("querying free memory"), result::mem_get_info)
     }
 
     unsafe fn hand_out(&self, _: u64, _: usize) {}

@@ -156,7 +156,7 @@ pub fn adamw<T: Factor>(tables: &mut AdamWTables, tensors: &mut [AdamWTensor<'_,
         tensor.check()?;
     }
     if !tables.fit(tensors) {
-        return Err(Error::invalid("the tables of the update are those of other tensors"));
+        return Err(Error::invalid("the tables of the update were built for other tensors"));
     }
     let now: Vec<u64> = tensors.iter().flat_map(AdamWTensor::addresses).collect();
     if now != tables.held {

@@ -31,7 +31,7 @@ pub fn batch_statistics_forward<T: Factor>(
     x.expect_len(OP, "x", batch * channels)?;
     y.expect_len(OP, "the statistics", 2 * channels)?;
     if x.is_empty() {
-        return Err(Error::shape(OP, "cannot take the mean of nothing"));
+        return Err(Error::shape(OP, "cannot take the mean over zero samples"));
     }
     let arguments = [
         y.write(),

@@ -35,7 +35,7 @@ pub fn mean_tokens_forward<P: Factor, T: Factor>(
     x.expect_len(OP, "x", batch * tokens * channels)?;
     y.expect_len(OP, "the mean", batch * channels)?;
     if x.is_empty() {
-        return Err(Error::shape(OP, "cannot take the mean of nothing"));
+        return Err(Error::shape(OP, "cannot take the mean over zero tokens"));
     }
     let grid = [blocks(OP, channels, COLUMNS)?, size(OP, "samples", batch)?, 1];
     let arguments = [

@@ -99,7 +99,7 @@ pub fn rater_loss_regression(
     targets.expect_len(OP, "the targets", logits.len())?;
     constants.expect_len(OP, "the constants", logits.len())?;
     averages.expect_len(OP, "the averages", 2 * logits.len())?;
-    corpus.expect_len(OP, "the corpus' figures", FACTORS)?;
+    corpus.expect_len(OP, "the corpus statistics", FACTORS)?;
     if logits.is_empty() {
         return Ok(());
     }

@@ -133,7 +133,7 @@ impl RegressionTargets {
         let samples = constants.len();
         expect_shape(OP, "the logits", logits, &[samples, 1])?;
         expect_shape(OP, "the averages", &self.averages, &[samples, 2])?;
-        expect_shape(OP, "the corpus' figures", &self.corpus, &[3])?;
+        expect_shape(OP, "the corpus statistics", &self.corpus, &[3])?;
         if logits.device().is_none() {
             let [d, targets] =
                 cpu::d_logits(logits, constants, self.averages.as_slice()?, self.corpus.as_slice()?)?;

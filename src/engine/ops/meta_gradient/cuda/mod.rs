@@ -31,7 +31,7 @@ const THREADS: u32 = 256;
 /// Columns per block of a sum over the rows of a table.
 const COLUMNS: usize = 32;
 /// Elements of a sample that one block multiplies: `DOT_CHUNK` in the kernel.
-const DOT_SHARE: usize = 8192;
+const DOT_CHUNK: usize = 8192;
 /// Partial results per sample and tile that [`in_tile`] keeps at once: 64 MiB per quantity.
 pub const MOST_PARTIALS: usize = 16 << 20;
 /// Rows per tile of products of rows, the threads of its block and their shared memory: `ROWS`, `THREADS` and 3 stages
@@ -147,7 +147,7 @@ impl ProductSizes {
     fn check<T: Factor>(self, op: &'static str, input: &Buffer<T>, d_output: &Buffer<T>) -> Result<()> {
         let Self { samples, rows, outputs, inputs } = self;
         if [samples, rows, outputs, inputs].contains(&0) {
-            return Err(Error::shape(op, format!("{self:?} hold a zero")));
+            return Err(Error::shape(op, format!("{self:?} must not be 0")));
         }
         input.expect_len(op, "the input", samples * rows * inputs)?;
         d_output.expect_len(op, "the output's gradient", samples * rows * outputs)
@@ -394,7 +394,7 @@ pub fn per_sample<T: Factor>(asked: DeviceRequest<'_>, d_value: &Buffer<T>) -> R
         sum_samples(sum, d_value, Some(weights), count, accumulate)?;
     }
     let device = d_value.device();
-    let parts = count.div_ceil(DOT_SHARE);
+    let parts = count.div_ceil(DOT_CHUNK);
     let partial = |wanted: bool| wanted.then(|| device.uninitialized::<f32>(parts * samples)).transpose();
     let mut products = partial(asked.products.is_some())?;
     let mut norms = partial(asked.squared_norms.is_some())?;
