@@ -106,7 +106,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     if count == 0 { f64::NAN } else { sum / count as f64 }
 }
 
-/// The samples of each range: by the rating in the last recording, the highest in range 0, ties in their order.
+/// The samples of each range by their rating in the last recording. Range 0 has the highest; ties keep their order.
 fn ranges(ratings: &[f64]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..ratings.len()).filter(|&at| ratings[at].is_finite()).collect();
     order.sort_by(|&left, &right| ratings[right].total_cmp(&ratings[left]));
@@ -180,7 +180,7 @@ pub(crate) fn figures(recordings: &[EpochDynamics]) -> Vec<(&'static str, LossCu
             let samples = ranges[number * RANGES / LINES..(number + 1) * RANGES / LINES].concat();
             let points = recordings.iter().map(|recording| {
                 let column = recording.column(name).unwrap_or_default();
-                // The end of the epoch.
+                // Plotted at the end of the epoch.
                 let mean = mean(samples.iter().filter_map(|&at| column.get(at).copied()));
                 (recording.epoch as f64 + 1.0, mean)
             });

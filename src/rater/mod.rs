@@ -1,4 +1,5 @@
-//! Rating: the rules, the bilevel step, the training loop, the scorer, and attribution to single samples.
+//! Rating: the rules, the bilevel step, cross-fitting, the training loop, the scorer, and attribution to individual
+//! samples.
 
 pub mod attribute;
 pub mod bilevel;

@@ -296,7 +296,7 @@ impl RunPage {
             Some(path) => path.clone(),
             None => {
                 let path = config.data.train_csv()?.to_path_buf();
-                // A list or a pattern is no path.
+                // The training set may be a list or a pattern instead of a path.
                 if config.corpus_inputs(&path).iter().all(|file| !file.exists()) {
                     return Err(Error::input(
                         &path,

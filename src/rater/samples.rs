@@ -115,7 +115,7 @@ impl SampleRecords {
         *squares += *average * *average;
     }
 
-    /// Sets the averages, which no step changes any more.
+    /// Sets the averages to their final values.
     pub(crate) fn settle(&mut self, averages: &[f64]) {
         for (index, &average) in averages.iter().enumerate() {
             self.enter(index, average, self.from_epoch);

@@ -61,7 +61,7 @@ pub struct ScoreRequest {
     pub batch: usize,
     /// Write the released rating, which depends on the batch, instead of the instance logit, which does not.
     pub batch_normalized: bool,
-    /// Rate with the rater also under a cross-fitted rule.
+    /// Rate all records with the rater, including those that the run measured by cross-fitting.
     pub by_rater: bool,
     /// Replace an existing output.
     pub overwrite: bool,
@@ -112,7 +112,7 @@ pub struct ScoreSummary {
     pub rows: u64,
     /// Rows rated.
     pub scored: u64,
-    /// Rows that failed, with their reasons in a file of their own.
+    /// Rows that failed; `failed_out` lists the reasons.
     pub failed: u64,
     /// The ratings table.
     pub out: PathBuf,
@@ -143,7 +143,7 @@ struct Scorer {
     reader: Option<CodeReader>,
     batch: usize,
     batch_normalized: bool,
-    /// The ratings of a cross-fitted run, which replace the rater's.
+    /// Measured ratings of the run's own records, which take precedence over the rater's.
     measured: Option<MeasuredRatings>,
     /// SHA-256 of the checkpoint's state.
     checkpoint: String,
@@ -296,8 +296,8 @@ impl Scorer {
         })
     }
 
-    /// The inputs that determine the ratings. The batch size does if samples influence each other, and on a device,
-    /// where it determines the order of sums.
+    /// The inputs that determine the ratings. The batch size is among them if samples influence each other, and on a
+    /// device, where it determines the order of sums.
     fn inputs(&self, request: &ScoreRequest, corpus_digest: &str) -> Vec<Input> {
         let mut inputs = vec![
             Input::file("the checkpoint", &request.checkpoint, &self.checkpoint),

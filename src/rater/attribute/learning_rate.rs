@@ -63,9 +63,9 @@ impl<'a> LearningRates<'a> {
     /// The learning rate of the update that led to the weights after `step` updates; `None` if it cannot be
     /// determined.
     ///
-    /// The log has it for logged updates. For the others it follows from the schedule once the length of an epoch is
-    /// known: the candidates are the lengths for which the schedule gives exactly the logged rates, and all of them
-    /// must agree.
+    /// For a logged update, the log contains it. For the others, it follows from the schedule and the length of an
+    /// epoch: the candidates are the lengths for which the schedule gives exactly the logged rates, and all candidates
+    /// must give the same rate.
     pub(super) fn leading_to(&self, step: u64) -> Option<f64> {
         let update = step.checked_sub(1)?;
         if let Some(line) = self.logged.iter().find(|line| line.step == update) {
@@ -86,7 +86,8 @@ impl<'a> LearningRates<'a> {
         agreed
     }
 
-    /// The smallest and largest number of iterations per epoch that the epochs of the logged updates allow.
+    /// The smallest and largest number of iterations per epoch that is consistent with the epochs of the logged
+    /// updates.
     fn epoch_lengths(&self) -> Option<(u64, u64)> {
         let accumulation = self.config.training.accumulation as u64;
         let (mut least, mut most) = (1, None::<u64>);

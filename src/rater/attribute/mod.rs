@@ -97,14 +97,14 @@ pub struct Validation {
     pub norm: f64,
 }
 
-/// The summary of a job; [`attribute`] checks that the rows in are the rows attributed and failed.
+/// The summary of a job; [`attribute`] checks that `rows` equals `attributed + failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttributeSummary {
     /// Rows of the corpus.
     pub rows: u64,
     /// Rows with results.
     pub attributed: u64,
-    /// Rows that failed, with their reasons in a file of their own.
+    /// Rows that failed; `failed_out` lists the reasons.
     pub failed: u64,
     /// Rows with a zero gradient at some checkpoint, which have no cosine there.
     pub zero_gradients: u64,
@@ -389,8 +389,8 @@ impl<'a> Setting<'a> {
         Ok(checkpoints)
     }
 
-    /// The inputs that determine the results. On the CPU the batch size is not one: records are processed one at a
-    /// time.
+    /// The inputs that determine the results. On the CPU the batch size is not among them, because records are
+    /// processed one at a time.
     fn inputs(&self, checkpoints: &[NamedCheckpoint], digests: [&str; 2], factors: &[f64]) -> Vec<Input> {
         let AttributeRequest { corpus, validation, geometry, .. } = self.request;
         let checkpoint_digests: Vec<&str> =

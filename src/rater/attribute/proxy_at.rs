@@ -40,7 +40,7 @@ pub(super) struct RecordGradient {
     pub(super) cosine: Option<f64>,
 }
 
-/// The sums of one pass, one value per sample.
+/// The results of one pass, one value per sample.
 struct Pass {
     losses: Vec<f64>,
     products: Vec<f64>,
@@ -61,7 +61,7 @@ pub(super) struct ProxyAt<'a> {
 }
 
 impl<'a> ProxyAt<'a> {
-    /// Loads a checkpoint and passes over the validation set, whose image stamps are given.
+    /// Loads a checkpoint and computes the validation gradient. Also returns the stamps of the validation images.
     pub(super) fn new(
         setting: &'a Setting<'a>,
         checkpoint: &NamedCheckpoint,
@@ -281,7 +281,7 @@ impl<'a> ProxyAt<'a> {
             .collect())
     }
 
-    /// One sample at a time, so that the bits of its results do not depend on the others.
+    /// Processes one sample at a time, so that the bits of its results do not depend on the other samples.
     fn one_by_one(&self, codes: &Tensor, captions: &[&str]) -> Result<Vec<Pass>> {
         let tokens = codes.dim(1);
         let rows: Vec<(&[u32], &str)> =
@@ -291,7 +291,8 @@ impl<'a> ProxyAt<'a> {
         })
     }
 
-    /// The same on a device. A partial batch is padded with its last sample, so that every batch does the same work.
+    /// Processes a batch at once, on a device. A partial batch is padded with its last sample, so that every batch
+    /// does the same work.
     fn all_at_once(&self, codes: &Tensor, mut captions: Vec<&str>) -> Result<Pass> {
         let (count, tokens) = (captions.len(), codes.dim(1));
         let mut codes = codes.as_slice::<u32>()?.to_vec();
@@ -311,7 +312,7 @@ impl<'a> ProxyAt<'a> {
     }
 }
 
-/// The results of a record from the sums of a pass, or the name of the one that is not finite.
+/// Converts a record's values from a pass to its results; the error names the value that is not finite.
 fn numbers(
     loss: f64,
     product: f64,

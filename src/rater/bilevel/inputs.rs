@@ -28,7 +28,7 @@ pub struct MicroBatch {
 /// The running averages of a batch's training samples, with the statistics of the whole corpus.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prior {
-    /// Per sample: the current part of the average, already scaled, and the share of the new value.
+    /// Per sample: the earlier values' contribution to the new average, and the weight of the new value.
     pub averages: Vec<[f64; 2]>,
     /// The mean of the averages over the corpus.
     pub mean: f64,
@@ -159,8 +159,8 @@ impl PerSample {
     }
 }
 
-/// The shape of a micro-batch's work. Work recorded for one micro-batch serves any other with an equal key: all but
-/// the values.
+/// The form of a micro-batch's work: everything except the values. Work recorded for one micro-batch can be replayed
+/// for any other of the same form.
 #[derive(Debug, PartialEq)]
 pub(super) struct Form {
     tensors: Vec<(Vec<usize>, DType)>,
@@ -219,7 +219,7 @@ impl StepInputs {
 /// replay.
 #[derive(Debug)]
 pub(super) struct DeviceInputs {
-    /// The batches, on the device; of the values on the host only the shapes are used.
+    /// The batches, on the device. Only the shapes of the host's random and scheduled values are used.
     prepared: StepInputs,
     /// The values, concatenated, so that one copy uploads them.
     values: Tensor,

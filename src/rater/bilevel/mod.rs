@@ -161,10 +161,9 @@ impl Bilevel {
     ///
     /// # Errors
     /// If there is no micro-batch, a shape does not fit, the rule lacks a measurement, or a loss or gradient is not
-    /// finite; a network with a non-finite gradient keeps its weights. Two cases skip the update instead: with loss
-    /// scaling, until the scale reaches its minimum; and if only some training samples have a non-finite loss or
-    /// constant, which the report then lists.
-    /// report then names.
+    /// finite; a network with a non-finite gradient keeps its weights. Two cases skip the update instead of failing:
+    /// an overflow with loss scaling, until the scale reaches its minimum; and a non-finite loss or constant of some
+    /// but not all training samples, which the report then lists.
     pub fn step(&mut self, micro_batches: &[MicroBatch], rates: StepRates, step: u64) -> Result<StepReport> {
         self.step_while(micro_batches, rates, step, |_| Ok(())).map(|(report, ())| report)
     }

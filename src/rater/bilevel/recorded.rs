@@ -15,7 +15,7 @@ use crate::{
 /// The recorded step. A clone starts empty and records its own.
 ///
 /// Only the most recent form of a step is kept, because a graph holds the memory of all its activations. The form
-/// changes when a loss starts or stops to count, or the batch size changes. A step is also recorded again when
+/// changes when a loss starts or stops contributing, or the batch size changes. A step is also recorded again when
 /// weights or moments move to other buffers (read from a checkpoint, or shared with a clone).
 #[derive(Debug, Default)]
 pub struct RecordedStep(Option<UploadedStep>);
@@ -27,7 +27,7 @@ impl Clone for RecordedStep {
 }
 
 impl RecordedStep {
-    /// Whether a graph is held.
+    /// Whether a step has been recorded.
     pub fn is_recorded(&self) -> bool {
         self.0.as_ref().is_some_and(|uploaded| uploaded.graph.is_some())
     }
@@ -120,8 +120,8 @@ impl Bilevel {
         Ok(recorded)
     }
 
-    /// The addresses of the weights, their copies and the moments, each owned by the network alone: a graph writes
-    /// them in place.
+    /// The addresses of the weights, their copies and the moments. Buffers shared with a clone are copied first,
+    /// because a graph writes them in place.
     fn addresses(&mut self) -> Result<Vec<u64>> {
         let mut tensors: Vec<&mut Tensor> = Vec::new();
         let reference =

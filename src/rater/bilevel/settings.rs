@@ -59,7 +59,7 @@ impl BilevelSettings {
         }
     }
 
-    /// Every switch of `compat` on, which includes the released rule.
+    /// Every switch of `compat` on; this implies the released rule.
     pub fn released() -> Self {
         Self::of(Compat::RELEASED, TEMPERATURE)
     }

@@ -1,5 +1,6 @@
-//! The proxy of a fold: a text-to-image model trained with equal weights on records outside the fold, which evaluates those
-//! inside. It stops early on records that are set aside, and its best epoch's weights are used.
+//! The proxy of a fold: a text-to-image model that is trained with equal weights on records outside the fold and
+//! evaluates those inside. Its training stops early, judged by records that are set aside, and the weights of its best
+//! epoch are used.
 
 use std::{
     fs,
@@ -188,10 +189,10 @@ impl<'a> Run<'a> {
         let mut model = Model::new(cross_fit.config, sizes)?;
         let folder = cross_fit.folder(fold);
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        // Of a killed process.
+        // Left behind by a killed process.
         remove_leftovers(&folder)?;
         folder::tidy(&folder, Some(1))?;
-        // The initial weights need not exist any more when a run resumes.
+        // A run that resumes does not need the file of initial weights.
         let initial = cross_fit.config.networks.initial_weights.as_ref();
         if let Some(path) = initial.filter(|_| folder::newest(&folder).is_ok_and(|newest| newest.is_none())) {
             released::load(path, released::PROXY, &mut model.parameters)?;

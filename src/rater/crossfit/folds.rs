@@ -21,7 +21,7 @@ pub(super) struct Folds {
     seed: u64,
 }
 
-/// The records that a fold's proxy learns from: none of them is in the fold.
+/// The records that a fold's proxy learns from, all outside the fold.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Training {
     /// Trained on.
@@ -55,7 +55,7 @@ impl Folds {
         Self { of, count, groups, seed }
     }
 
-    /// How many groups of several records there are, and their records.
+    /// The number of groups with more than one record, and the number of records in them.
     pub(super) fn grouped(&self) -> (usize, usize) {
         let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
         self.groups.iter().for_each(|group| *sizes.entry(group).or_default() += 1);
@@ -97,7 +97,8 @@ impl Folds {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of records")]
         let required =
             ((others.len() as f64 * ASIDE).ceil() as usize).max(batch.min(others.len() / 5)).max(1);
-        // A group that is larger than what is still required stays, so that no group starves the training.
+        // A group with more records than are still required is not set aside, so that the proxy keeps enough to
+        // train on.
         let (mut aside, mut left) = (HashSet::new(), required);
         for (_, group, size) in order {
             if size <= left {
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     fn corpus(count: usize) -> (Vec<String>, Vec<usize>) {
-        // Every tenth record has a duplicate, ten records later.
+        // Records 0 and 10 are duplicates, 20 and 30, and so on.
         let ids = (0..count).map(|index| format!("r{index:04}")).collect();
         let root = |index: usize| if index % 20 == 10 { index - 10 } else { index };
         (ids, (0..count).map(root).collect())

@@ -2,8 +2,8 @@
 //! `mean_k ℓ(image, caption_k) − ℓ(image, own caption)`. It estimates the pointwise mutual information of image and
 //! caption, so it is about 0 for a wrong caption.
 //!
-//! `ℓ` is the mean over the scales of the pyramid of the mean over their tokens, in nats per token. In the mean over all
-//! tokens the finest scale would have most of the weight; its tokens follow from the coarser ones more than from the
+//! `ℓ` is the mean over the scales of the pyramid of the mean over their tokens, in nats per token. In a mean over all
+//! tokens, the finest scale would have most of the weight; its tokens depend on the coarser ones more than on the
 //! caption, so they add noise.
 
 use std::collections::HashSet;
@@ -26,12 +26,13 @@ use crate::{
     tokens::encoded::{EncodedCorpus, batch, in_parallel},
 };
 
-/// Captions of a bank.
+/// The largest number of captions in a bank.
 const BANK: usize = 256;
 /// Records per file of finished gains.
 const PART: usize = 128;
 
-/// Measurements of a record by the proxy of its fold, which has not seen the fold. Losses and gains are in nats per token.
+/// Measurements of a record by the proxy of its fold, which was not trained on the fold. Losses and gains are in nats
+/// per token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeldOut {
@@ -50,8 +51,8 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
-    /// The mean of both gains, over other captions and over the empty one. Their errors differ, so it finds wrong captions
-    /// better than either.
+    /// The mean of the two gains, over other captions and over the empty one. Their errors differ, so the mean finds
+    /// wrong captions better than either gain does.
     pub fn caption_gain(&self) -> f64 {
         f64::midpoint(self.gain, self.gain_empty)
     }
@@ -321,7 +322,7 @@ mod tests {
             assert!(others.iter().all(|other| normalized(other) != normalized(caption)));
             assert_eq!(others, bank.others(id, &caption.to_uppercase(), 8));
         }
-        // By the records, not by their order.
+        // The choice depends on the records, not on their order.
         let mut reversed: Vec<_> = records().collect();
         reversed.reverse();
         assert_eq!(Bank::new(reversed.into_iter(), 3, 0).unwrap().captions, bank.captions);

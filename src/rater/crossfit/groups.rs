@@ -17,12 +17,12 @@ use crate::{
 
 /// Side of the grid that pixels are averaged over.
 const GRID: usize = 8;
-/// Values of an image's features.
+/// Length of an image's feature vector.
 const LENGTH: usize = 3 * GRID * GRID;
 /// Two images are near-duplicates if `2⟨f, g⟩ / (‖f‖² + ‖g‖²)` is at least the first of these, for centered features `f`
-/// and `g` or the mirrored `g`. A group that is too large is divided at the next one.
+/// and `g` or the mirrored `g`. A group that is too large is divided at the next threshold.
 const SIMILAR: [f32; 5] = [0.97, 0.98, 0.99, 0.995, 0.999];
-/// The share of the images above which a group is too large, and the size up to which it never is.
+/// A group is too large if it has more than `1 / LARGE.0` of the images, and more than `LARGE.1` images.
 const LARGE: (usize, usize) = (20, 16);
 /// Images per block of the search.
 const BLOCK: usize = 512;
@@ -59,7 +59,7 @@ fn groups_of(pooled: Vec<f32>) -> Vec<usize> {
     divided(levels.into_inner().unwrap_or_else(PoisonError::into_inner), count)
 }
 
-/// The roots of the first level's groups; those that are too large are divided into the next level's.
+/// The roots of the groups at the first level; a group that is too large is divided into those of the next level.
 fn divided(levels: [Groups; SIMILAR.len()], count: usize) -> Vec<usize> {
     let most = (count / LARGE.0).max(LARGE.1);
     let mut roots: Vec<usize> = Vec::new();
@@ -182,7 +182,7 @@ mod tests {
     fn cells_are_averages() {
         let plane: Vec<f32> = (0..16 * 16u16).map(f32::from).collect();
         assert_eq!(averages(&plane, 16)[..2], [8.5, 10.5]);
-        // Cells of a grid finer than the plane, or uneven, overlap.
+        // Cells overlap if the grid is finer than the plane, or does not divide it evenly.
         assert_eq!(averages(&[1.0, 2.0, 3.0, 4.0], 2)[..8], [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
         assert_eq!(averages(&[5.0; 81], 9), [5.0; 64]);
         assert_eq!(averages(&[7.0], 1), [7.0; 64]);
@@ -215,7 +215,7 @@ mod tests {
         let mut random = Random::new(2, Purpose::Test, 0);
         #[expect(clippy::cast_possible_truncation, reason = "features are f32")]
         let mut image = || (0..LENGTH).map(|_| random.normal() as f32).collect::<Vec<f32>>();
-        // Each image is like the next one, but the first is nothing like the last. All come twice.
+        // Each image is similar to the next one, but the first is not similar to the last. Each occurs twice.
         let (first, last, count) = (image(), image(), 20u16);
         let between = |at: u16| {
             let share = f32::from(at) / f32::from(count - 1);
@@ -232,7 +232,7 @@ mod tests {
         for at in 0..usize::from(count) {
             assert_eq!(alone[at], alone[at + usize::from(count)], "a copy is in another group");
         }
-        // In a corpus in which it is a small part, the chain is one group.
+        // The chain stays one group if it is a small part of the corpus.
         images.extend((0..chain * LARGE.0).map(|_| image()));
         let roots = groups_of(images.concat());
         assert!(roots[..chain].iter().all(|&root| root == 0), "{:?}", &roots[..chain]);

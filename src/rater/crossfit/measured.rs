@@ -99,7 +99,8 @@ impl MeasuredRatings {
         }
     }
 
-    /// The rating of each record of codes `[B, L]`, given as id and caption; not finite if a proxy has diverged.
+    /// The measured rating of each record of codes `[B, L]`. A record that is not in the table gets the standard normal
+    /// distribution function of the rater's logit, because the logit estimates the normal score of the percentile.
     ///
     /// # Errors
     /// If an encoder or a device fails, or the run has no captions to compare those of other records with.

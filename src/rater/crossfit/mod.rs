@@ -3,9 +3,8 @@
 //!
 //! It [measures](HeldOut) the loss, the caption gain and the gradient norm. A rule that needs them (`rule: norm-gain`,
 //! `rule: gain`) combines their percentiles within each fold, because the proxies of two folds have different scales. The
-//! ratings are mid-rank percentiles within the fold again. [Scoring](crate::rater::scorer) looks them up for the records
-//! of the run; for other ones, the proxies of all folds [evaluate](measured) them, and the rating is the mean of the
-//! percentiles. The rater, whose targets are the normal scores of the ratings, is a fast approximation.
+//! ratings are again mid-rank percentiles in the fold. [Scoring](crate::rater::scorer) looks them up for the records
+//! of the run; the rater, whose targets are their normal scores, rates the others.
 
 mod agreement;
 mod fold_proxy;
@@ -44,9 +43,9 @@ use crate::{
 /// The columns of the table of measurements after the id; the last is the record's digest.
 const COLUMNS: [&str; 8] =
     ["rating", "fold", "loss", "gain", "gain_std", "gain_empty", "gradient_norm", "record"];
-/// Share of records with a positive gain below which captions hardly help; it is a half if they do not help at all.
+/// Share of records with a positive gain below which captions hardly help; without any help, the share is about a half.
 const HELPFUL: f64 = 0.6;
-/// Records per check for an interrupt while captions are evaluated.
+/// Records between checks for an interrupt while captions are evaluated.
 const CHUNK: usize = 64;
 
 /// The inputs of cross-fitting.
@@ -75,7 +74,7 @@ impl<'a> CrossFit<'a> {
     /// Assigns the training records to folds.
     ///
     /// # Errors
-    /// If a fold, the records to train its proxy on, or its captions are too few.
+    /// If a fold has no record, or too few captions, or too few records are left to train its proxy on.
     pub(super) fn new(
         config: &'a Config,
         directory: &'a RunDirectory,
@@ -85,7 +84,7 @@ impl<'a> CrossFit<'a> {
         let roots = groups::near_duplicates(&data.train, data.tokenizer.as_ref())?;
         let folds = Folds::new(&data.train.ids, &roots, config.crossfit.folds, config.seed);
         let cross_fit = Self { config, directory, data, device, folds };
-        // Before hours of training.
+        // Everything is checked before hours of training.
         for fold in 0..cross_fit.folds.count {
             let (count, members) = (cross_fit.folds.count, cross_fit.folds.members(fold).len());
             if members < 2 {
@@ -212,7 +211,7 @@ impl fmt::Display for CaptionSignal {
 }
 
 impl CrossFitted {
-    /// What the gains tell of the captions; warns if that is little.
+    /// Summarizes the gains; warns if captions hardly help.
     pub(super) fn caption_signal(&self) -> CaptionSignal {
         let signal = CaptionSignal::of(self.found.iter());
         if signal.positive < HELPFUL {

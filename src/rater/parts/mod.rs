@@ -81,7 +81,7 @@ pub(crate) struct Sequence {
     pub(crate) rows: u64,
 }
 
-/// How many rows went in and came out; checked to add up.
+/// Numbers of rows by outcome, which are checked to add up to the rows of the corpus.
 pub(crate) struct Counts {
     pub(crate) found: u64,
     pub(crate) failed: u64,
@@ -213,7 +213,7 @@ impl Parts {
             return None;
         }
         match self.read::<Part<N>>(&path) {
-            // After a part was recomputed with another batch size, the later parts may begin elsewhere.
+            // If an earlier part was recomputed with another batch size, later parts may begin at other positions.
             Ok(part) => Some(part).filter(|part| part.from == from),
             Err(error) => {
                 tracing::warn!("{error}: its rows will be {} again", self.words.done);
@@ -328,7 +328,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Reads the corpus and the parts of all sequences in step. Passes every record with results from all of them to
+    /// Reads the corpus and the parts of all sequences in lockstep. Passes each record with results from all of them to
     /// `write`, adds the others to the table of failed records, and checks that no row is lost or duplicated.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ impl Batches {
         })
     }
 
-    /// The batches of a step, on their way to the networks' device.
+    /// The batches of a step, whose copies to the networks' device are queued.
     pub(super) fn of(&mut self, run: &Run<'_>, step: u64, bilevel: &Bilevel) -> Result<StepBatches> {
         let mut batches = StepBatches::default();
         for iteration in run.plan.iterations(step) {
@@ -66,7 +66,8 @@ impl Batches {
 }
 
 impl Batches {
-    /// The batches of a step of the rater alone, by its own `plan`; they continue after the run's last iteration.
+    /// The batches of a step of the rater alone, which has its own `plan`. Their order continues that of the proxy's
+    /// iterations.
     pub(super) fn of_rater(
         &mut self,
         run: &Run<'_>,

@@ -55,7 +55,7 @@ pub struct TrainSummary {
     /// The training of each fold's proxy and the number of records that it evaluated, under rules that need the caption
     /// gain; empty in a resumed run whose captions were evaluated before.
     pub folds: Vec<(FoldProxySummary, usize)>,
-    /// What the caption gains tell of the captions, under rules that need them, with the folds.
+    /// What the caption gains show about the captions; `None` if there are no `folds`.
     pub captions: Option<CaptionSignal>,
     /// How far two proxies agree, under the same rules.
     pub agreement: Option<Agreement>,
@@ -115,7 +115,7 @@ impl std::fmt::Display for TrainSummary {
     }
 }
 
-/// The results of cross-fitting; empty without it.
+/// The results of cross-fitting; empty if there was none in this session.
 #[derive(Default)]
 struct Evaluated {
     folds: Vec<(FoldProxySummary, usize)>,
@@ -123,7 +123,7 @@ struct Evaluated {
     agreement: Option<Agreement>,
 }
 
-/// Whether the rule of the run has validation records.
+/// Whether the rule of the run uses validation records.
 fn validation(config: &Config) -> ValidationUse {
     match config.training.rule.rule.needs().caption_gain {
         true => ValidationUse::Unused,
@@ -140,7 +140,8 @@ struct Run<'a> {
     on_device: bool,
 }
 
-/// Trains the rater jointly with the proxy in `directory`, resuming from its newest checkpoint if there is one.
+/// Trains a rater in `directory`, jointly with a proxy or on the measurements of cross-fitted proxies. Resumes from the
+/// newest checkpoint if there is one.
 ///
 /// # Errors
 /// If the data cannot be used, a checkpoint does not fit, the loss is not finite, a file cannot be written, or the
@@ -359,7 +360,7 @@ pub(crate) fn build_networks(
 impl Run<'_> {
     fn networks(&self, device: Option<&Device>, fresh: bool) -> Result<Bilevel> {
         let mut bilevel = build_networks(self.config, self.data.tokenizer.as_ref(), self.data.text.as_ref())?;
-        // The initial weights need not exist any more when a run resumes.
+        // A run that resumes does not need the file of initial weights.
         if let Some(path) = self.config.networks.initial_weights.as_ref().filter(|_| fresh) {
             released::load(path, released::PROXY, &mut bilevel.proxy_parameters)?;
             if released::contains(path, released::RATER)? {
@@ -390,8 +391,8 @@ impl Run<'_> {
         self.config.training.rule.rule.needs().caption_gain
     }
 
-    /// The folds of a rule that evaluates captions; `None` under other rules, and where the rater's targets were
-    /// restored.
+    /// The folds of a rule that evaluates captions; `None` under other rules, and if the rater's targets were restored
+    /// from a checkpoint.
     fn cross_fit<'a>(
         &'a self,
         device: Option<&'a Device>,
@@ -422,7 +423,7 @@ impl Run<'_> {
         Ok(Evaluated { folds: fitted.folds, captions: Some(captions), agreement: fitted.agreement })
     }
 
-    /// Updates of the proxy; those of the rater alone follow.
+    /// The number of updates that train the proxy; the updates of the rater alone follow them.
     fn proxy_updates(&self) -> u64 {
         if self.is_crossfitted() { 0 } else { self.plan.updates() }
     }

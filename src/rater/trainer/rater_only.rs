@@ -57,7 +57,7 @@ pub(super) fn train_rater(
         let report = bilevel.rater_step(&micro, [rates.learning_rate, rates.weight_decay], step)?;
         progress.step(step, total, report.logit.len(), &metrics(&report));
         if at.is_multiple_of(every) || step + 1 == total {
-            // Other names, so that readers of the proxy's learning rates skip these lines.
+            // The names differ from the proxy's, so that readers of the proxy's learning rates skip these lines.
             let mut line = json!({
                 "step": step,
                 "rater_only_epoch": plan.epoch(at),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Run<'_> {
-    /// Writes a checkpoint before update `step`; `interrupted` if it exists only because the user stopped the run.
+    /// Writes a checkpoint before update `step`. `interrupted`: it is written only because the user stopped the run.
     pub(super) fn save(
         &self,
         bilevel: &Bilevel,
