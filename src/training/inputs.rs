@@ -1,5 +1,5 @@
 //! The tables and records of a run at its start, stored with it, so that a run resumed with other data can name the
-//! change. The fingerprint in the checkpoint decides whether there is one.
+//! change. Whether anything changed is decided by the fingerprint in the checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -56,7 +56,7 @@ impl Inputs {
         records: impl Fn(&Path) -> Result<Vec<Record>>,
     ) -> Result<()> {
         if !path.exists() {
-            // A run of an older version.
+            // An older version wrote the run.
             return Ok(());
         }
         let stored: Self = match read_sealed(path, "the fingerprint in the checkpoint is checked instead") {

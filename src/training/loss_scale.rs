@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(scale.factor(), 1024.0);
         scale.record(true);
         assert_eq!(scale.factor(), 2048.0);
-        // A skipped update starts the count again.
+        // A skipped update restarts the count.
         for _ in 0..999 {
             scale.record(true);
         }

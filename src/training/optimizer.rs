@@ -73,7 +73,7 @@ impl Clone for Tables {
 pub struct Updated {
     /// The global norm of the gradients before clipping.
     pub norm: f64,
-    /// Whether the update was applied: it is not if the norm is not finite.
+    /// Whether the update was applied; `false` if the norm is not finite.
     pub applied: bool,
 }
 

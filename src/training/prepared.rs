@@ -68,12 +68,12 @@ fn portion(config: &Config, mut records: Vec<Record>) -> Vec<Record> {
     }
 }
 
-/// Whether a run has validation records.
+/// Whether a run uses validation records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ValidationUse {
-    /// It has: those of the configuration, or some that are held out.
+    /// It does: the configured validation set, or training records that are held out.
     Needed,
-    /// It has none: cross-fitted proxies evaluate the records of each other.
+    /// It does not: each cross-fitted proxy evaluates records that it was not trained on.
     Unused,
 }
 
@@ -163,7 +163,7 @@ pub(crate) fn prepare(
     records::write_failed(&directory.failed(), train.failed.iter().chain(&validation.failed))?;
     let mut fingerprint = format!("{}+{}", train.fingerprint(), validation.fingerprint());
     if cache.is_some_and(|cache| cache.rounds_text()) {
-        // Rounded text states change the training, so a run must resume with the same kind.
+        // Rounded text states change the training, so a run must not resume with unrounded ones, or vice versa.
         fingerprint.push_str("+text states in bf16");
     }
     Ok(Prepared { tokenizer, text, train, validation, fit, fingerprint })
@@ -210,8 +210,7 @@ fn saved_or_fitted(
     progress: &mut dyn Progress,
 ) -> Result<(Box<dyn ImageTokenizer>, Option<FitReport>, FitImages)> {
     let folder = directory.image_tokenizer();
-    // Before the first checkpoint nothing guarantees that the images are still those it was fitted on, so it is
-    // fitted again.
+    // Before the first checkpoint, the images may have changed since the tokenizer was fitted, so it is fitted again.
     if folder.join(READY).exists() && directory.has_progress() {
         let saved = interrupt.while_reading(NO_STEP, || encoders::saved_image_tokenizer(config, &folder))?;
         return Ok((saved, None, FitImages::default()));

@@ -140,7 +140,7 @@ impl ReleasedSampler {
             )));
         }
         let batch = self.order.global_batch / self.order.world_size;
-        // Every pass has the same length, so the steps of the first one are the steps of each.
+        // All passes have the same length, so the first one determines the steps per pass.
         let steps = self.local.len().div_ceil(batch) as u64;
         self.enter(step / steps)?;
         let start = (step % steps) as usize * batch;

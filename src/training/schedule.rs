@@ -147,7 +147,7 @@ impl Plan {
         })
     }
 
-    /// Updates of the run; a remainder of iterations at the end makes none.
+    /// Updates of the run; iterations at the end that do not fill an update are dropped.
     pub(crate) fn updates(&self) -> u64 {
         self.schedule.iterations / self.accumulation
     }
@@ -162,7 +162,7 @@ impl Plan {
         ((update + 1) * self.accumulation - 1) / self.epoch_iterations
     }
 
-    /// Whether an update is the last one that begins in its epoch, or the last of all.
+    /// Whether an update is the last one of its epoch or of the run.
     pub(crate) fn ends_epoch(&self, update: u64) -> bool {
         update + 1 == self.updates() || self.epoch(update + 1) > self.epoch(update)
     }

@@ -42,7 +42,7 @@ impl Named {
                 "is a file; pass a run directory, or one of the folders in its `checkpoints`",
             ));
         }
-        // A path such as `.` only has parents once it is resolved.
+        // A path such as `.` has no parents until it is resolved.
         let resolved = fs::canonicalize(given).map_err(Error::io("read", given))?;
         let run = [given, &resolved].into_iter().find_map(|path| {
             let run = path.parent().and_then(Path::parent)?;
@@ -69,7 +69,6 @@ impl Named {
 
 /// All checkpoints of a run, oldest first. One written on an interrupt is used only if there is no other, so that a
 /// run that was interrupted and resumed has the same ones as one that was not.
-/// stopped and went on has the same ones as one that was not.
 pub(crate) fn every_checkpoint(run: &Path) -> Result<Vec<PathBuf>> {
     let path = checkpoints(run);
     let mut found = Vec::new();

@@ -1,8 +1,8 @@
 //! Checkpoint folders: written atomically, named by their step, verified when read.
 //!
 //! Regular checkpoints are called `step-00001200`. One written only because the user stopped the run is called
-//! `interrupted-00001234`: it serves to resume and nothing else, and is removed when the next one is written, so that
-//! the checkpoints of a run do not depend on interruptions.
+//! `interrupted-00001234`: it is removed when the next checkpoint is written, so that the checkpoints of a finished run
+//! do not depend on interruptions.
 
 use std::{
     collections::BTreeMap,
@@ -25,15 +25,15 @@ use crate::{
     training::run_directory::RunFiles,
 };
 
-/// The format of `state.json` that this version writes. Format 2 recorded nothing of the run's other files and had no
-/// checksum of its own: such a checkpoint can be read, but not resumed.
+/// The format of `state.json` that this version writes. Format 2 did not record the run's other files and had no
+/// checksum: such a checkpoint can be read, but not resumed.
 const FORMAT: u32 = 3;
 const OLDER: u32 = 2;
 /// The file of counters and fingerprints.
 const STATE: &str = "state.json";
 /// Prefix of the folder names.
 const PREFIX: &str = "step-";
-/// Prefix of those written on an interrupt.
+/// Prefix of the names of checkpoints written on an interrupt.
 const INTERRUPTED: &str = "interrupted-";
 /// The hint for a damaged checkpoint.
 const HINT: &str = "remove the folder to use an older checkpoint";
@@ -53,7 +53,7 @@ struct StateFile<S> {
 /// The reason for writing a checkpoint, and the files of the run that it records.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Occasion<'a> {
-    /// Only because the user stopped the run.
+    /// The checkpoint is written only because the user stopped the run.
     pub(crate) interrupted: bool,
     /// How many regular checkpoints to keep.
     pub(crate) keep: Option<usize>,
@@ -99,8 +99,8 @@ pub(crate) fn write<'a>(
     Ok(target)
 }
 
-/// Removes old checkpoints: all but the `keep` newest regular checkpoints, and those of interrupts except the
-/// newest checkpoint. A resuming run calls it too, since it may have been killed before this step.
+/// Removes old checkpoints: regular ones other than the `keep` newest, and ones written on an interrupt. The newest
+/// checkpoint always stays. A resuming run calls this too, since it may have been killed before this step.
 ///
 /// # Errors
 /// If a folder cannot be removed.
@@ -199,7 +199,7 @@ pub(crate) fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     named(checkpoints, PREFIX)
 }
 
-/// The same for those written on an interrupt.
+/// The steps and folders of the checkpoints written on an interrupt, oldest first.
 pub(crate) fn interrupted(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     named(checkpoints, INTERRUPTED)
 }
@@ -207,7 +207,7 @@ pub(crate) fn interrupted(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// The newest checkpoint.
 pub(crate) fn newest(checkpoints: &Path) -> Result<Option<PathBuf>> {
     let last = list(checkpoints)?.pop();
-    // If both exist for a step, the interrupt's adds nothing.
+    // If both exist for a step, they are equal, and the regular one is used.
     let stopped = interrupted(checkpoints)?.pop();
     Ok(match (last, stopped) {
         (Some((step, last)), Some((stopped_step, _))) if step >= stopped_step => Some(last),

@@ -39,7 +39,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub struct CheckpointState {
     /// Updates done, which is also the index of the next one.
     pub step: u64,
-    /// How many of them, at the end, trained the rater alone.
+    /// How many of these updates trained the rater alone; they are the last ones.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rater_only_steps: u64,
     /// The epoch of the next update.
@@ -126,7 +126,7 @@ impl Checkpoint {
         self.save_on(checkpoints, Occasion { keep, ..Occasion::default() })
     }
 
-    /// The same, with the reason for which it is written.
+    /// Like [`save`](Self::save), on a given occasion.
     pub(crate) fn save_on(&self, checkpoints: &Path, occasion: Occasion<'_>) -> Result<PathBuf> {
         let tensors = [&self.proxy, &self.rater, &self.optimizer, &self.samples];
         let reference = self.reference.as_ref().map(|reference| (REFERENCE, reference));
@@ -164,8 +164,8 @@ impl Checkpoint {
         Ok((opened.tensors(FILES[1])?, opened.state))
     }
 
-    /// The newest checkpoint in `checkpoints`, if any, including those of interrupts. Changes nothing, so a run can
-    /// be scored while it trains.
+    /// The newest checkpoint in `checkpoints`, if any, including ones written on an interrupt. Changes nothing, so a run
+    /// can be scored while it trains.
     ///
     /// # Errors
     /// If the folder cannot be read.
@@ -190,7 +190,7 @@ pub(crate) fn is_fit(path: &Path) -> bool {
     path.join(MODEL).exists()
 }
 
-/// Opens the checkpoint of a rater; refuses that of a model by name.
+/// Opens the checkpoint of a rater; refuses the checkpoint of a model with a message that says so.
 fn open_rating(path: &Path) -> Result<folder::Opened<'_, CheckpointState>> {
     if is_fit(path) {
         return Err(damaged(path, "contains a model trained by `fit`, not a rater; pass a run of `train`"));

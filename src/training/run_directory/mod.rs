@@ -58,7 +58,7 @@ pub(crate) const FOLDS: &str = "folds";
 /// The gain of each training record's caption.
 pub(crate) const GAINS: &str = "gains.csv";
 
-/// What to do if the folder already contains a run that has taken a step; one without a step is always started again.
+/// What to do if the folder already contains a run that has taken a step; a run without a step is always restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
     /// Refuse.
@@ -108,7 +108,7 @@ fn damaged(path: &Path) -> Error {
 pub struct RunDirectory {
     path: PathBuf,
     folder: OutputFolder,
-    /// Whether the run is still staged next to another.
+    /// Whether the run is still staged next to the one that it replaces.
     pending: AtomicBool,
     /// Whether this process started the run, and whether it created the folder.
     is_new: bool,
@@ -210,6 +210,7 @@ impl RunDirectory {
     }
 
     /// Marks the run as complete: its marker lists every file, and the run that it replaces is removed.
+    ///
     /// # Errors
     /// If a file cannot be read, or the marker cannot be written.
     pub fn complete(&self) -> Result<()> {
@@ -318,7 +319,7 @@ impl RunDirectory {
         let link = link(starts.last(), &start);
         start.insert(LINK.to_owned(), json!(link));
         starts.push(start);
-        // At any kill, the configuration is that of one of the starts.
+        // Whenever the process is killed, the configuration is that of one of the starts.
         write_atomic(&path, &json_text(&json!(starts))?)?;
         write_atomic(&self.here().join(CONFIG), &configuration)?;
         if self.pending.load(Ordering::Relaxed) {
@@ -375,7 +376,7 @@ impl Drop for RunDirectory {
             // The run was refused before its first step.
             self.folder.discard_in_place(self.made);
         } else if self.folder.keeps_former() {
-            // A run without a checkpoint loses nothing.
+            // Without a checkpoint, nothing is lost by restoring the former run.
             if !self.has_progress() && self.folder.restore().is_ok() {
                 return;
             }
@@ -388,7 +389,7 @@ impl Drop for RunDirectory {
     }
 }
 
-/// The member of a start with the SHA-256 over the previous start's and all other members.
+/// The key of a start's SHA-256, which covers the SHA-256 of the previous start and all other keys of this one.
 const LINK: &str = "sha256";
 
 fn link(before: Option<&Map<String, Value>>, start: &Map<String, Value>) -> String {
@@ -419,7 +420,7 @@ fn expect_configuration(run: &Path) -> Result<()> {
     Err(Error::Checkpoint { path, message })
 }
 
-/// Refuses a run whose configuration has former names: its checkpoints are of that configuration and of no other.
+/// Refuses a run whose configuration has former names, because its checkpoints record that configuration's fingerprint.
 fn expect_current_names(run: &Path) -> Result<()> {
     let path = run.join(CONFIG);
     let text = if path.exists() { read_text(&path)? } else { return Ok(()) };
@@ -455,8 +456,8 @@ fn starts(path: &Path) -> Result<Vec<Map<String, Value>>> {
     Ok(starts)
 }
 
-/// Whether a run that was refused before its first step may leave this entry in its folder, so that removing it loses
-/// nothing.
+/// Whether a run that was refused before its first step may have left this entry in its folder, so that nothing is lost
+/// by removing it.
 fn may_be_in_a_refused_run(entry: &DirEntry) -> bool {
     let name = entry.file_name();
     let is_empty_folder = || fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
