@@ -13,22 +13,22 @@ const OTHERS: usize = 4;
 /// The largest number of records that are evaluated.
 const RECORDS: usize = 1024;
 
-/// A caption as compared: letters and digits in lower case, one space between words.
+/// A caption normalized for comparison: letters and digits in lower case, one space between words.
 pub(crate) fn normalized(caption: &str) -> String {
     let words = caption.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
     words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
-/// The mean over the scales of the pyramid of a sample's mean loss on each. In the mean over all tokens, the finest
-/// scale would have most of the weight, although its tokens follow from the coarser ones more than from the caption.
+/// The mean over the scales of the pyramid of a sample's mean loss on each. In a mean over all tokens, the finest
+/// scale would have most of the weight, although its tokens depend on the coarser ones more than on the caption.
 #[expect(clippy::cast_precision_loss, reason = "a few scales")]
 pub(crate) fn mean_over_scales(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len() as f64
 }
 
-/// The mean of `ℓ(image, other caption) − ℓ(image, own caption)` over the records of `corpus`, at most 1,024 of them, and
-/// over four captions of other records each, in nats per token, averaged per scale and then over the scales. Captions
-/// that equal the record's own, apart from case and punctuation, are skipped. `None` if no caption differs.
+/// The mean of `ℓ(image, other caption) − ℓ(image, own caption)` over at most 1,024 records of `corpus` and, for each,
+/// the captions of four other records; in nats per token, averaged per scale and then over the scales. Captions that
+/// equal the record's own, apart from case and punctuation, are skipped. `None` if no caption differs.
 ///
 /// # Errors
 /// If an encoder fails or a shape does not fit.
@@ -56,7 +56,7 @@ pub(super) fn caption_gain(
         let of = |index: usize| corpus.captions[index].as_str();
         let own = losses(&indices.iter().map(|&index| of(index)).collect::<Vec<_>>())?;
         for number in 1..=OTHERS {
-            // A different record for every number, as far as there are enough.
+            // Each `number` selects a different record, if there are enough records.
             let other = |index: usize| (index + (number * count).div_ceil(OTHERS + 1)) % count;
             let found = losses(&indices.iter().map(|&index| of(other(index))).collect::<Vec<_>>())?;
             for ((&index, own), found) in indices.iter().zip(&own).zip(found) {

@@ -49,7 +49,7 @@ pub struct FitSummary {
     pub tokenizer: Option<FitReport>,
     /// Final measurements on the validation set.
     pub measures: Measures,
-    /// The same per scale, the coarsest first.
+    /// Final measurements per scale, the coarsest first.
     pub scales: Vec<ScaleMeasures>,
     /// How much better the model predicts validation images with their own captions than with others, in nats per token,
     /// averaged per scale and then over the scales; `None` if all captions are the same.
@@ -111,7 +111,7 @@ pub fn fit(
     let mut model = interrupt.while_reading(NO_STEP, || {
         let mut model =
             Model::new(config, [quantizer.vocabulary(), quantizer.channels(), data.text.channels()])?;
-        // The initial weights need not exist any more when a run resumes.
+        // A run that resumes does not need the file of initial weights.
         if let Some(path) = config.networks.initial_weights.as_ref().filter(|_| saved.is_none()) {
             released::load(path, released::PROXY, &mut model.parameters)?;
         }
@@ -290,7 +290,7 @@ impl Run<'_> {
         model.measure(self.validation(model))
     }
 
-    /// The same per scale.
+    /// Measures the model on the whole validation set, per scale.
     fn validate_scales(&self, model: &Model) -> Result<Vec<ScaleMeasures>> {
         model.measure_scales(self.validation(model), self.data.tokenizer.quantizer().patch_nums())
     }

@@ -114,7 +114,7 @@ impl Model {
         Ok(model)
     }
 
-    /// The same with uninitialized weights, to be replaced by those of a checkpoint.
+    /// A model with uninitialized weights, to be replaced by those of a checkpoint.
     ///
     /// # Errors
     /// If the sizes do not fit together.
@@ -226,7 +226,7 @@ impl Model {
     /// One step on all tokens; each batch comes with the index that selects its random streams.
     ///
     /// # Errors
-    /// Those of a step of a fit.
+    /// Those of `step`.
     pub(crate) fn plain_step(
         &mut self,
         batches: Vec<(Batch, u64)>,
@@ -259,7 +259,7 @@ impl Model {
         Ok(losses)
     }
 
-    /// The norm of each sample's gradient, that of its mean loss per token, `[B]`; without drop-path and label smoothing.
+    /// The norm of the gradient of each sample's mean loss per token, `[B]`; without drop-path and label smoothing.
     ///
     /// # Errors
     /// If a shape does not fit, or a device fails.
@@ -300,7 +300,7 @@ impl Model {
         Ok(means)
     }
 
-    /// The same per scale of the pyramid, whose token maps have the sides `sides`.
+    /// Like [`measure`](Self::measure), per scale of the pyramid, whose token maps have the sides `sides`.
     ///
     /// # Errors
     /// Those of [`measure`](Self::measure), or if the number of tokens differs.

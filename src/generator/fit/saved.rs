@@ -42,7 +42,7 @@ pub(super) struct FitState {
 }
 
 impl Run<'_> {
-    /// Writes a checkpoint before update `step`; `interrupted` if it exists only because the user stopped the run.
+    /// Writes a checkpoint before update `step`. `interrupted`: it is written only because the user stopped the run.
     pub(super) fn save(
         &self,
         model: &Model,
@@ -116,8 +116,8 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     folder::open(path)
 }
 
-/// The model of a checkpoint of `fit`, or of a run's newest one, with its configuration; `sizes` are the vocabulary,
-/// the channels of a code and those of the text.
+/// Loads the model of a checkpoint of `fit`, or of a run's newest checkpoint; `sizes` are the number of codes in the
+/// vocabulary, the channels of a code and the channels of the text.
 ///
 /// # Errors
 /// If there is no checkpoint, it is damaged, or its weights do not fit the configuration.

@@ -106,7 +106,7 @@ impl Chooser {
                     return Ok(whole);
                 }
                 let (before, end) = (self.before(scale), self.ends[scale]);
-                // Upstream: each token has the weight 1/L in every stage, those of the newest scale less at first.
+                // Upstream: each token has the weight 1/L in every stage; the newest scale's tokens start with less.
                 #[expect(clippy::cast_precision_loss, reason = "some hundred tokens")]
                 let even = end as f64 / self.whole.tokens() as f64;
                 let weights =

@@ -1,4 +1,4 @@
-//! Generates images for a list of prompts into a folder, with a table of which is which.
+//! Generates images for a list of prompts into a folder, with a table of the images and their prompts.
 
 use std::{
     fmt, fs,
@@ -36,7 +36,7 @@ pub struct SampleRequest {
     pub model: PathBuf,
     /// Weights in the released layout, for a model that was not trained by this program.
     pub weights: Option<PathBuf>,
-    /// Keys set on top of the configuration.
+    /// `key=value` arguments that override the configuration.
     pub sets: Vec<String>,
     /// The captions.
     pub prompts: Vec<String>,

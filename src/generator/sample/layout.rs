@@ -86,8 +86,8 @@ impl<'a> ImageWriter<'a> {
         }
     }
 
-    /// The image, if an earlier process wrote it and the file has not changed since: decoders accept some damaged
-    /// files, so its bytes must be those that its pixels are written as.
+    /// The image, if an earlier process wrote it and the file has not changed since. Decoders accept some damaged
+    /// files, so the file must equal a new encoding of its pixels, byte for byte.
     pub(super) fn kept(&self, prompt: usize, number: usize) -> Option<Raster> {
         let path = self.out.join(self.name(prompt, number));
         let bytes = fs::read(&path).ok()?;

@@ -17,7 +17,7 @@ use crate::{
 /// How codes are sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleSettings {
-    /// Guidance at the finest scale; at scale k of S it is `guidance · k / (S − 1)`: logits are
+    /// Guidance at the finest scale. At scale k of S it is `t = guidance · k / (S − 1)`, and the logits are
     /// `(1 + t) · with caption − t · without`.
     pub guidance: f64,
     /// Sample only from this many of the likeliest codes; 0: all.
@@ -169,8 +169,7 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
     let largest = logits[order[0]];
     let mut weights: Vec<f64> = order.iter().map(|&code| (logits[code] - largest).exp()).collect();
     if settings.top_p > 0.0 {
-        // Upstream: codes are removed from the least likely on, while the removed ones have at most the probability 1
-        // − p in total.
+        // Upstream: the least likely codes are removed, as long as their total probability is at most 1 − p.
         let total: f64 = weights.iter().sum();
         let (mut gone, mut kept) = (0.0, weights.len());
         while kept > 1 {
@@ -194,7 +193,7 @@ fn choose(logits: &mut [f64], settings: SampleSettings, uniform: f64) -> Result<
     u32::try_from(order[at]).map_err(|_| Error::invalid("a code does not fit 32 bits"))
 }
 
-/// The captions, followed by as many empty ones.
+/// The captions, followed by the same number of empty ones.
 fn with_empty_captions(caption: &TextStates, empty: &TextStates, batch: usize) -> Result<TextStates> {
     let floats = |caption: &Tensor, empty: &Tensor| -> Result<Tensor> {
         let mut shape = caption.shape().to_vec();
