@@ -116,8 +116,8 @@ fn open(path: &Path) -> Result<folder::Opened<'_, FitState>> {
     folder::open(path)
 }
 
-/// Loads the model of a checkpoint of `fit`, or of a run's newest checkpoint; `sizes` are the number of codes in the
-/// vocabulary, the channels of a code and the channels of the text.
+/// Loads the model of the checkpoint `named`, or of the newest one in `checkpoints`, and returns it with the
+/// checkpoint's path. `sizes` are the number of codes in the vocabulary, the channels of a code and those of the text.
 ///
 /// # Errors
 /// If there is no checkpoint, it is damaged, or its weights do not fit the configuration.

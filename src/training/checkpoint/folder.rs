@@ -207,7 +207,7 @@ pub(crate) fn interrupted(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// The newest checkpoint.
 pub(crate) fn newest(checkpoints: &Path) -> Result<Option<PathBuf>> {
     let last = list(checkpoints)?.pop();
-    // If both exist for a step, they are equal, and the regular one is used.
+    // If both exist for a step, the one written on an interrupt adds nothing.
     let stopped = interrupted(checkpoints)?.pop();
     Ok(match (last, stopped) {
         (Some((step, last)), Some((stopped_step, _))) if step >= stopped_step => Some(last),

@@ -164,8 +164,8 @@ impl Checkpoint {
         Ok((opened.tensors(FILES[1])?, opened.state))
     }
 
-    /// The newest checkpoint in `checkpoints`, if any, including ones written on an interrupt. Changes nothing, so a run
-    /// can be scored while it trains.
+    /// The newest checkpoint in `checkpoints`, if any, including ones written on an interrupt. Changes nothing, so a
+    /// run can be scored while it trains.
     ///
     /// # Errors
     /// If the folder cannot be read.
