@@ -15,9 +15,9 @@ use crate::{
 /// What records are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rating {
-    /// The ratings of a run under a rule: those of its rater, or those that it measured by cross-fitting.
+    /// The ratings of a run under a rule: its rater's, or the ones that it measured by cross-fitting.
     Rater(RaterRule),
-    /// The ratings by the rater alone of a run that measured others.
+    /// The rater's ratings, even of records that the run measured by cross-fitting.
     RaterAlone(RaterRule),
     /// A quantity recorded during a training run; no rater needed.
     Measured(Measured),
@@ -41,8 +41,8 @@ impl RaterRule {
         RULES.iter().enumerate().flat_map(variants)
     }
 
-    /// The rule named `name`. For constants: an unknown name fails at compile time, where names can only be compared
-    /// ignoring case.
+    /// The rule named `name`, for use in constants: an unknown name is a compile-time error. Case is ignored, because the
+    /// comparison that does so is `const`.
     const fn named(name: &str) -> Self {
         let mut rule = 0;
         while rule < RULES.len() {
@@ -63,7 +63,7 @@ impl RaterRule {
         RULES[self.rule].needs().caption_gain
     }
 
-    /// The name of the ratings by the rater alone, if the run measures others.
+    /// The name of the rater's own ratings, if the run also measures ratings by cross-fitting.
     fn by_rater(self) -> Option<&'static str> {
         RULES[self.rule].by_rater
     }
@@ -88,15 +88,15 @@ impl RaterRule {
             // Keys whose default depends on the rule.
             "proxy_warmup_epochs=null".to_owned(),
             "average_from_epoch=null".to_owned(),
-            // Norms are recorded in the run that a rating by them is read from.
+            // Norms are recorded only in the run that the rating `gradient-norm` is read from.
             format!("record_norms={}", Measured::GradientNorm.run() == self),
         ];
-        // A rater that regresses averages keeps the length configured for it.
+        // The configured length applies only to raters with the objective `regression`.
         let learns = |objective: RaterObjective| objective == RaterObjective::Regression;
         let training = &base.training;
         let needs_epochs = rule.needs().caption_gain && training.rater_only_epochs == 0;
         if rule.needs().caption_gain {
-            // It has no constants of a batch to scale.
+            // Such a rule has no batch of constants to scale.
             keys.push("rule_scaling=none".to_owned());
         }
         keys.push(match learns(*objective) && learns(training.rule.objective) && !needs_epochs {
@@ -137,7 +137,7 @@ impl Measured {
         }
     }
 
-    /// The rater run it is recorded in: the run that trains the proxy with equal weights, except for the excess loss.
+    /// The rater run that records it: the one that trains the proxy with equal weights, except for the excess loss.
     pub(crate) fn run(self) -> RaterRule {
         const EXCESS: RaterRule = RaterRule::named("excess");
         const ALIGNMENT: RaterRule = RaterRule::named("alignment");

@@ -55,7 +55,7 @@ impl Fits<'_> {
                 path_key("data_args.train_csv_path", table)?,
                 path_key("data_args.val_csv_path", self.held_out)?,
                 path_key("token_cache", self.cache)?,
-                // The tables of a comparison are its own.
+                // The comparison wrote these tables, so the configured format does not apply.
                 "data_format=".to_owned(),
                 format!("seed={seed}"),
                 format!("ep={epochs}"),
@@ -63,7 +63,7 @@ impl Fits<'_> {
             ],
         )?;
         let digest = |path: &Path| digest_of_file(path).map_err(Error::io("read", path));
-        // Without generated images the key is that of versions which could not generate any.
+        // Without generated images, the key equals that of versions that could not generate any.
         let sampled_images = self.sampled_images.as_ref().map(SampledImages::identity).unwrap_or_default();
         let (trained, held_out) = (digest(table)?, digest(self.held_out)?);
         let inputs =

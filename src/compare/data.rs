@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Fraction split off for validation and held-out set together, if no table is given.
+/// Fraction split off for the validation and held-out sets together, if no table is given.
 const ASIDE_SHARE: f64 = 0.2;
 
 /// Identifies the data of a comparison; a folder with a different description is refused.
@@ -36,7 +36,7 @@ struct Described {
     config: String,
     /// SHA-256 of the tables.
     tables: Vec<String>,
-    /// The data type that device kernels compute in; `None` on the CPU. Models of both must not be mixed.
+    /// The data type that device kernels compute in; `None` on the CPU. A comparison must not mix models of the two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kernels: Option<String>,
 }
@@ -251,8 +251,8 @@ fn reasons_in(failed: &Path) -> Result<Reasons> {
     Ok(reasons)
 }
 
-/// Refuses validation and held-out sets of less than a batch: before images are read, and again when the usable records
-/// are known.
+/// Refuses validation and held-out sets with fewer records than a batch. Called before images are read, and again when
+/// the usable records are known.
 fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
     for (what, count) in std::iter::zip(["validation", "measuring"], records) {
         if count < batch {

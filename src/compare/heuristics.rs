@@ -144,10 +144,10 @@ mod tests {
         };
         let flat = image(|_, _| 90.0);
         assert_eq!((clarity(&flat), frequency(&flat), edge_density(&flat)), (0.0, 0.0, 0.0));
-        // One step of 100 in the middle, between the pixels of a pair of Haar's: an edge two pixels wide.
+        // A step of 100 within a column of 2×2 blocks; the edge is two pixels wide.
         let step = image(|x, _| if x < SIDE / 2 - 1 { 50.0 } else { 150.0 });
         approx::assert_relative_eq!(edge_density(&step), 2.0 / (SIDE - 2) as f64);
-        // One column of pairs: three details, two of them 0, and 200² / 4 for two of the four pixels.
+        // In each of these blocks, one of the three details is ±200 and the others are 0.
         approx::assert_relative_eq!(
             frequency(&step),
             200.0f64 * 200.0 / 4.0 * (SIDE / 2) as f64 / (SIDE * SIDE) as f64

@@ -223,7 +223,7 @@ fn flaw_column(request: &CompareRequest, pool: &Path) -> Result<Option<usize>> {
     }
 }
 
-/// Refuses shares of less than a batch or of more than all records, before anything is trained.
+/// Refuses shares with fewer records than a batch or more than there are, before anything is trained.
 fn check_sizes(request: &CompareRequest, records: usize) -> Result<()> {
     let batch = request.config.training.batch;
     for (name, keep) in &request.keeps {

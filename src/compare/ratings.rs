@@ -43,7 +43,7 @@ pub(super) struct Ratings<'a> {
     pub(super) pool: (&'a Path, &'a [Record]),
     pub(super) validation: &'a Path,
     pub(super) cache: &'a Path,
-    /// The cost of a rater's run and scoring, or that it diverged, by rule and seed.
+    /// The cost of a rater's run and scoring, or the message if it diverged, by rule and seed.
     pub(super) raters: HashMap<(RaterRule, u64), Result<Cost, String>>,
     heuristics: HashMap<Heuristic, Vec<f64>>,
 }
@@ -136,7 +136,7 @@ impl<'a> Ratings<'a> {
                 false => path_key("data_args.val_csv_path", self.validation)?,
             },
             path_key("token_cache", self.cache)?,
-            // The tables of a comparison are its own.
+            // The comparison wrote these tables, so the configured format does not apply.
             "data_format=".to_owned(),
             format!("seed={seed}"),
             "record_every=1".to_owned(),
@@ -180,7 +180,7 @@ impl<'a> Ratings<'a> {
         interrupt: &Interrupt,
         task: &mut Task<'_>,
     ) -> Result<()> {
-        // An existing table is damaged or has no note.
+        // A table that exists here is damaged or has no note.
         let replaced = out.exists();
         if replaced {
             fs::remove_file(out).map_err(Error::io("remove", out))?;
@@ -309,7 +309,7 @@ fn is_kept(table: &Path) -> bool {
     kept
 }
 
-/// Replaces the hint of an interrupted part by that of the comparison.
+/// Replaces the hint of an interrupted part with that of the comparison.
 fn kept(error: Error) -> Error {
     match error {
         Error::Interrupted { .. } => Error::Interrupted {

@@ -40,7 +40,7 @@ pub(super) struct Seeds<'a> {
     outcomes: Vec<TrainedModel>,
 }
 
-/// An arm with a seed, as its outcomes name it.
+/// An arm and a seed, under the names used in outcomes.
 struct Named {
     rating: String,
     sampler: String,
@@ -174,7 +174,7 @@ impl<'a> Seeds<'a> {
         if rated < count && named.first {
             tracing::warn!("{name} has {rated} records, fewer than {keep_name}; all of them are kept");
         }
-        // An oracle, or a rating that not every record has, may have fewer records than are to be kept.
+        // The oracle, and ratings that some records lack, may have fewer records than are to be kept.
         let count = count.min(rated);
         if count < config.training.batch || count > strategy.reach(rated) {
             if named.first {

@@ -25,7 +25,7 @@ pub(crate) struct Line {
     pub records: f64,
     /// Mean number of steps.
     pub steps: f64,
-    /// Held-out loss: mean, and half the 95% interval from two seeds on.
+    /// Held-out loss: mean, and half the 95% interval if there are at least two seeds.
     pub loss: Option<(f64, Option<f64>)>,
     /// Held-out accuracy in percent, likewise.
     pub accuracy: Option<(f64, Option<f64>)>,
@@ -43,7 +43,7 @@ pub(crate) struct Line {
 /// The caption gain of a line's models: how much better they predict held-out images with their own captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct GainLine {
-    /// Its mean, and half the 95% interval from two seeds on.
+    /// Its mean, and half the 95% interval if there are at least two seeds.
     pub value: Option<(f64, Option<f64>)>,
     /// The difference to random's, paired by seed.
     pub difference: Option<(f64, Option<f64>)>,
@@ -154,7 +154,7 @@ fn gap(
 pub struct ImageLine {
     /// The name of the measure.
     pub name: String,
-    /// Its mean over the seeds, and half the 95% interval from two seeds on.
+    /// Its mean over the seeds, and half the 95% interval if there are at least two.
     pub value: Option<(f64, Option<f64>)>,
     /// The difference to random's, paired by seed.
     pub difference: Option<(f64, Option<f64>)>,
@@ -225,7 +225,7 @@ mod tests {
         }
     }
 
-    /// A diverged seed is counted and enters no mean; differences use the seeds that both arms finished.
+    /// A diverged seed is counted but excluded from the means; differences use the seeds that both arms finished.
     #[test]
     fn a_seed_that_diverges_is_counted_and_not_dropped() {
         let outcomes = [

@@ -9,7 +9,7 @@ pub(super) struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Counts everything under the task's name.
+    /// A progress that counts everything under the task's name.
     pub(super) fn renaming(&mut self) -> Renaming<'_> {
         Renaming { name: &self.name, progress: self.progress }
     }
