@@ -201,7 +201,7 @@ impl Packing<'_> {
         self.interrupt.check("nothing was written; run the same command again")
     }
 
-    /// The image and the extension of its content. Records without a usable image are skipped.
+    /// A record's image, and the file extension that matches its content. Records without a usable image are skipped.
     ///
     /// # Errors
     /// If there is not enough memory or too many files are open, which says nothing about the image.

@@ -51,7 +51,7 @@ pub struct SubsetJob {
     pub seed: u64,
     /// The CSV of the subset. The list of ids and the summary are written next to it.
     pub out: PathBuf,
-    /// The corpus, to copy its rows: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
+    /// The corpus to copy rows from: byte for byte if it is one CSV. If `None`, rows come from the ratings table.
     pub data: Option<PathBuf>,
     /// The format of the corpus; `None` to detect it.
     pub format: Option<CorpusFormat>,
@@ -88,7 +88,7 @@ pub struct SubsetReport {
     pub summary: PathBuf,
 }
 
-/// Message of an interrupted job about its outputs.
+/// What an interrupted job says about its outputs.
 const NOTHING_WRITTEN: &str = "nothing was written";
 
 #[derive(Serialize)]
@@ -272,7 +272,7 @@ fn write_table_rows(
     })
 }
 
-/// The rows of the corpus to be copied, and those that were.
+/// The rows of the corpus to copy, and those copied so far.
 struct RequestedRows<'a> {
     table: &'a RatingsTable,
     index: &'a IdIndex,

@@ -14,7 +14,7 @@ use crate::{
     select::ids::Ids,
 };
 
-/// Texts of a missing rating, in any case: those that pandas reads as missing.
+/// Texts that mean a missing rating, ignoring case: those that pandas reads as missing.
 const MISSING: [&str; 7] = ["", "nan", "na", "n/a", "null", "none", "<na>"];
 
 /// The line of row `row` (counted from 0 below the header) among the kept rows. Reads the file again, so it is for

@@ -49,8 +49,8 @@ impl Default for RatingColumns {
     }
 }
 
-/// The column of ratings of a table: `named` if given, else the one that the table's marker names if this program
-/// wrote the table, else `rating`.
+/// The column of ratings of a table: `named` if given, else the one named in the table's marker if this program wrote
+/// the table, else `rating`.
 ///
 /// # Errors
 /// If the marker is damaged.
@@ -182,7 +182,7 @@ pub(crate) enum TableKind {
 }
 
 impl TableKind {
-    /// The format for a file's extension, in any case.
+    /// The format for a file's extension, ignoring case.
     ///
     /// # Errors
     /// If the extension is neither `.csv` nor `.parquet`.

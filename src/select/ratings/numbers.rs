@@ -50,7 +50,7 @@ pub(crate) struct NumberHeader {
 }
 
 impl NumberHeader {
-    /// The header for a corpus with these columns, of which the one at index `id` is the id.
+    /// The header for a corpus with these columns; `id` is the index of the id column.
     ///
     /// # Errors
     /// If two columns would have the same name, or there is no column `id`.
