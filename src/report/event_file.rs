@@ -32,8 +32,8 @@ pub struct EventFile {
 const PREFIX: &str = "events.out.tfevents.";
 
 impl EventFile {
-    /// Creates an event file in `folder`, named by the time as TensorBoard expects, and writes its first record. With a
-    /// constant clock and equal scalars, the file's name and bytes are the same.
+    /// Creates an event file in `folder`, named after the time as TensorBoard expects, and writes its first record. The
+    /// file's name and bytes depend only on the clock and the scalars.
     ///
     /// # Errors
     /// If the folder does not exist or cannot be written, or has an event file of that name.
@@ -73,10 +73,10 @@ impl EventFile {
         Self::resume_with_clock(folder, next_step, system_clock())
     }
 
-    /// As [`resume`](Self::resume), with another source of wall times.
+    /// Like [`resume`](Self::resume), with another source of wall times.
     ///
     /// # Errors
-    /// As for [`resume`](Self::resume).
+    /// See [`resume`](Self::resume).
     pub fn resume_with_clock(folder: &Path, next_step: u64, clock: Clock) -> Result<Self> {
         let mut newest: Option<PathBuf> = None;
         for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
@@ -125,7 +125,7 @@ impl EventFile {
         self.write_record(&event)
     }
 
-    /// Flushes to the operating system, so that TensorBoard reads it and a killed process has not lost it.
+    /// Flushes to the operating system, so that TensorBoard can read the events and a killed process does not lose them.
     ///
     /// # Errors
     /// If the file cannot be written.

@@ -100,8 +100,8 @@ trait Draw {
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()>;
 }
 
-/// Renders a white image with a title and a chart under it. The title is not set by `plotters`, which snaps each glyph
-/// to whole pixels: large text looks uneven.
+/// Renders a white image with a title and a chart under it. The title is not rendered by `plotters`, which snaps each
+/// glyph to whole pixels, so that large text looks uneven.
 fn rendered(chart: &impl Draw) -> Result<Raster> {
     let mut image = Raster::new(WIDTH, HEIGHT, [255; 3]);
     {
@@ -139,7 +139,7 @@ fn scalable(chart: &impl Draw) -> Result<String> {
     Ok(svg.replace(FAMILY, "inherit"))
 }
 
-/// Title, axes and grid over the given ranges.
+/// A chart with axes and grid over the given ranges.
 fn chart<'a, B: DrawingBackend>(
     canvas: &'a Canvas<B>,
     (x_label, y_label): (&str, &str),
@@ -331,7 +331,7 @@ impl Draw for LossCurves {
                 }
             }
         }
-        // Where lines end low there is room above them.
+        // If the lines end low, there is room for the legend above them.
         let last = |series: &Series| {
             series.points.iter().rev().find(|point| point.1.is_finite()).map(|point| point.1)
         };

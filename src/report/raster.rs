@@ -179,8 +179,8 @@ impl Line {
     }
 }
 
-/// An upper bound on the characters that fit into `width` pixels: the narrowest are a quarter of their height wide, and
-/// the number of accents, which have no width, is bounded, too.
+/// An upper bound on the characters that fit into `width` pixels. The narrowest are a quarter of their height wide; the
+/// bound also limits the number of accents, which have no width.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a width in pixels")]
 fn most_characters(size: f32, width: f32) -> usize {
     (8.0 * width / size).max(0.0) as usize + 16
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(lines.len(), 2);
         let second = lines[1].strip_suffix('…').expect("more would follow");
         assert!(text.starts_with(&format!("{} {second}", lines[0])), "{lines:?}");
-        // Each line is as full as words, and at its end characters, allow.
+        // The first line is full: the next word does not fit.
         let next = text[lines[0].len() + 1..].split(' ').next().unwrap();
         assert!(text_width(&format!("{} {next}", lines[0]), 15.0) > 144.0, "{lines:?}");
         assert_eq!(wrapped(text, 15.0, 144.0, 9).join(" "), text);

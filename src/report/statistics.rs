@@ -1,4 +1,4 @@
-//! Statistics of how well a rating separates groups. All average over ties, and none depends on the order of the input.
+//! Statistics of how well a rating separates groups. Ties are averaged, and the order of the input does not matter.
 
 /// The ranks of `values` in ascending order, from 1; ties share their mean rank. `None` if a value is NaN.
 #[expect(clippy::cast_precision_loss, reason = "ranks fit 53 bits")]

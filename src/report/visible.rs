@@ -1,4 +1,4 @@
-//! Escapes text from files and names for the terminal: characters that would move the cursor, change colors or the
+//! Escapes text from files and names for the terminal: characters that would move the cursor or change colors or the
 //! writing direction are shown as escapes.
 
 use std::borrow::Cow;

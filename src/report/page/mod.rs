@@ -1,5 +1,5 @@
-//! Self-contained HTML pages: tables, charts and contact sheets. A page loads nothing, so that it can be opened from a
-//! disk, mailed and archived; it follows the reader's light or dark setting, and prints.
+//! Self-contained HTML pages: tables, charts and contact sheets. A page loads nothing, so it can be opened from a disk,
+//! mailed and archived. It follows the reader's light or dark setting, and can be printed.
 
 mod sheet;
 
@@ -141,7 +141,7 @@ impl Page {
 }
 
 impl Content {
-    /// `number` distinguishes it from the page's other parts.
+    /// Renders the element. `number` distinguishes it from the page's other elements.
     fn markup(&self, number: usize) -> Markup {
         match self {
             Self::Heading(text) => html! { h3 { (text) } },

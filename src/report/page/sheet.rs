@@ -1,4 +1,4 @@
-//! Contact sheets of a page: images by decile of the ranking; each opens alongside its neighbors in rank.
+//! Contact sheets of a page: images by decile of the ranking. Each image opens with its neighbors in rank.
 
 use std::borrow::Cow;
 
@@ -188,7 +188,7 @@ mod tests {
             assert_eq!(html.matches(&address(shade)).count(), 1);
         }
         assert!(html.contains("cannot be read") && html.contains("no pair has such a rank"));
-        // The page's own two scripts end, and nothing else does.
+        // Only the page's own two scripts are closed.
         assert_eq!(html.matches("</script>").count(), 2);
         assert_eq!(html.matches("loss 4.25").count(), 2);
         assert_eq!(html.matches("low gain").count(), 2);
