@@ -131,7 +131,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     terminal::report_to_stderr(cli.verbose);
     let interrupt = &Interrupt::from_signals(terminal::tell_on_new_line)?;
     fail_at_size_limits()?;
-    // Started lazily, a failure to start threads would be a panic.
+    // If the threads were started lazily, a failure to start them would panic.
     rayon::ThreadPoolBuilder::new().num_threads(cli.threads.map_or(0, usize::from)).build_global().map_err(
         |error| Error::invalid(format!("cannot start threads: {error}; pass --threads N for fewer")),
     )?;
@@ -161,7 +161,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 /// without a message.
 #[cfg(unix)]
 fn fail_at_size_limits() -> Result<()> {
-    // With the signal handled, the write itself returns the error.
+    // If the signal is handled, the write itself returns the error.
     let handled = std::sync::Arc::default();
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, handled)
         .map(drop)

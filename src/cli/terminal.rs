@@ -45,7 +45,7 @@ pub(super) fn tell_on_new_line(line: &str) {
     let _nobody = writeln!(io::stderr(), "{line_break}{}", visible_line(line));
 }
 
-/// An error and its causes on one line. A cause that the text includes already is not repeated.
+/// An error and its causes on one line. A cause that the text already includes is not repeated.
 pub(super) fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = String::new();
     for cause in error.chain().map(ToString::to_string) {

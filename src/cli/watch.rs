@@ -104,7 +104,7 @@ impl Watch {
 
     /// Advances the bar and returns the images/s so far.
     fn advance(&mut self, step: u64, total: u64, samples: usize) -> f64 {
-        // The first step only starts the clock: its duration is unknown.
+        // The first step only starts the clock, because its duration is unknown.
         let (begun, first) = *self.begun.get_or_insert_with(|| (Instant::now(), step));
         let seconds = begun.elapsed().as_secs_f64();
         let rate = if step > first && seconds > 0.0 {
