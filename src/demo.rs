@@ -73,8 +73,9 @@ pub(crate) struct FlawReport {
     pub auroc_of_measured: [Option<f64>; 4],
 }
 
-/// Quantities that a run measures, whose names say which values count as a low rating: those of a run of a jointly trained
-/// proxy (the loss, averaged over the epochs, and the average of the rule's signal), and those of cross-fitted proxies.
+/// Quantities that a run measures; their names say which values count as a low rating. The first two are those of a
+/// jointly trained proxy (the loss, averaged over the epochs, and the average of the rule's signal), the others those of
+/// cross-fitted proxies.
 pub(crate) const MEASURED: [&str; 4] = ["high loss", "low signal", "low caption gain", "high gradient norm"];
 
 /// The results of the demo.
@@ -111,7 +112,7 @@ pub(crate) fn demo(
     let output = OutputFolder::claim(&Claim { command: "demo", inputs: &[], overwrite }, folder, LAYOUT)?;
     let mut present = output.present()?;
     if present == Present::Unfinished && output.keeps_former() {
-        // The process that was to replace a demo was killed.
+        // A process was killed while it replaced a demo.
         output.expect_own()?;
         output.restore()?;
         present = Present::Complete;
@@ -186,7 +187,7 @@ fn write(
     let data = folder.join("data");
     let settings = DataSetSettings { train: IMAGES.0, validation: IMAGES.1, side, shares, seed };
     let data_set = write_data_set_until(&data, &settings, interrupt)?;
-    // The images are renamed into the folder and not synced one by one.
+    // The images were renamed into the folder without a sync, so the whole folder is synced here.
     sync_tree(&data)?;
     let quoted =
         |path: &Path| path_text(path.to_path_buf()).map(|text| serde_json::Value::from(text).to_string());
@@ -220,7 +221,7 @@ fn write(
     let scoring = score(&request, interrupt, progress)?;
     let rows = read_ratings(&ratings, &dynamics, &run_folder.join(GAINS))?;
     let mut images = scoring.images.clone();
-    // A rule with cross-fitted proxies trains none jointly with the rater.
+    // Under a rule with cross-fitted proxies, no proxy is trained jointly with the rater.
     if points.iter().any(|points| !points.is_empty()) {
         let losses = folder.join("losses.png");
         draw_losses(&losses, points)?;
@@ -264,7 +265,7 @@ fn demo_config(sets: &[String]) -> Result<Config> {
     Config::parse("configs/demo.json", CONFIG, sets)
 }
 
-/// Forwards everything and records the losses.
+/// Forwards all progress and records the losses.
 struct Curves<'a> {
     inner: &'a mut dyn Progress,
     points: [Vec<(f64, f64)>; 3],
@@ -361,7 +362,7 @@ fn judge(rows: &[Rated]) -> Vec<FlawReport> {
         .filter(|&&flaw| rows.iter().any(|row| row.flaw == flaw))
         .map(|&flaw| {
             let of: Vec<bool> = rows.iter().map(|row| row.flaw == flaw).collect();
-            // AUROC of the flaw against clean records by low values.
+            // The AUROC of the flaw against clean records; low values indicate the flaw.
             let auroc_of = |value: &dyn Fn(&Rated) -> f64| {
                 let compared = rows.iter().filter(|row| row.flaw == flaw || row.flaw == Flaw::Clean);
                 let (scores, positives): (Vec<f64>, Vec<bool>) =
