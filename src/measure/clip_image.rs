@@ -34,8 +34,8 @@ const OP: &str = "CLIP image embedding";
 /// The projection's name, both in a full CLIP model and in an image tower on its own.
 const PROJECTION: &str = "visual_projection.weight";
 
-/// The maximum side of a network's input images: far above that of any released one, and its square is within the
-/// pixel limit of an image.
+/// The maximum side of a network's input images: far larger than in any released network, and with its square within
+/// the pixel limit of an image.
 const LONGEST_SIDE: usize = 8_192;
 
 /// The fields of `config.json`, with the defaults of transformers.
@@ -179,7 +179,7 @@ impl ClipImage {
         let (epsilon, cells) = (settings.layer_norm_eps, (settings.image_size / patch).pow(2));
         let class = take("vision_model.embeddings.class_embedding", &[channels])?;
         let filters = take("vision_model.embeddings.patch_embedding.weight", &[channels, 3, patch, patch])?;
-        // No tensors are taken yet where this is called to collect the names.
+        // A call that only collects the names gets empty tensors.
         let filters =
             if filters.is_empty() { filters } else { filters.reshape(&[channels, 3 * patch * patch])? };
         let positions = take("vision_model.embeddings.position_embedding.weight", &[1 + cells, channels])?;
@@ -296,7 +296,7 @@ impl FeatureSpace for ClipImage {
 fn size_after([width, height]: [usize; 2], short: usize, max_pixels: u64) -> Result<[usize; 2], String> {
     let long = short * width.max(height) / width.min(height).max(1);
     let resized = if width <= height { [short, long] } else { [long, short] };
-    // A lower limit for files must not refuse images that are only enlarged.
+    // A lower limit for files must not refuse images that exceed it only because they are enlarged here.
     let most = max_pixels.max(DEFAULT_MAX_PIXELS);
     if (short as u64).saturating_mul(long as u64) <= most {
         return Ok(resized);

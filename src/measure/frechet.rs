@@ -16,8 +16,8 @@ use crate::{
 
 const OP: &str = "Fréchet distance";
 
-/// Rows folded into the sums per update, independent of the batch size, so that results are bit-identical for any
-/// batches.
+/// Rows folded into the sums per update. Independent of the batch size, so that results are bit-identical for any batch
+/// size.
 const FOLD_ROWS: usize = 256;
 
 /// Running mean and covariance of features, in f64.
@@ -28,7 +28,7 @@ pub struct Moments {
     mean: Vec<f64>,
     /// Sum of the outer products of the centered rows, `[D, D]`.
     products: Vec<f64>,
-    /// Rows not folded in yet, fewer than [`FOLD_ROWS`].
+    /// Rows that are not folded in yet; fewer than [`FOLD_ROWS`].
     waiting: Vec<f64>,
 }
 
@@ -143,7 +143,7 @@ fn factor(mut covariance: Vec<f64>, size: usize) -> Result<(Vec<f64>, usize)> {
     let least = left.iter().copied().fold(0.0, f64::max) * size as f64 * f64::EPSILON;
     let mut factor: Vec<f64> = Vec::new();
     loop {
-        // The remaining covariance lacks the rows of this block until the block ends.
+        // The rows of a block are subtracted from the remaining covariance only at the end of the block.
         let start = factor.len();
         while factor.len() < start + BLOCK * size {
             let largest = (0..size).reduce(|best, at| if left[at] > left[best] { at } else { best });
@@ -333,7 +333,7 @@ mod tests {
         }
     }
 
-    /// A mean far from zero costs no digits, and batches do not matter.
+    /// A mean far from zero does not cost precision, and the batches do not matter.
     #[test]
     fn moments_do_not_depend_on_the_batches_or_the_mean() {
         let (dimensions, rows) = (5, normal(1000, 5, 3));

@@ -345,7 +345,7 @@ fn run(steps: &[Step], input: &Map, space: &mut Bordered) -> Map {
     map.unwrap_or_default()
 }
 
-/// A pool: `window` maps an output row (or column) to its range of input rows (or columns).
+/// Pools a map; `window` maps an output row (or column) to its range of input rows (or columns).
 fn pool(
     input: &Map,
     side: usize,

@@ -75,7 +75,7 @@ pub struct Measurement {
     pub name: String,
     /// The value.
     pub value: f64,
-    /// Images that were measured, without those that cannot be used.
+    /// Images that were measured, excluding those that could not be used.
     pub generated: u64,
     /// Reference images; `None` for CLIP-Score.
     pub reference: Option<u64>,
@@ -145,7 +145,8 @@ impl Measurer {
         Ok(Self { spaces, score })
     }
 
-    /// The largest dimension of the distances' features: with at most as many images a covariance is singular.
+    /// The largest number of dimensions of the distances' features. With no more images than that, a covariance is
+    /// singular.
     pub(crate) fn dimensions(&self) -> usize {
         self.spaces.iter().map(|space| space.dimensions()).max().unwrap_or(0)
     }
@@ -184,7 +185,7 @@ impl Measurer {
     /// and captions are given. Also returns the images that cannot be used.
     ///
     /// # Errors
-    /// As for [`references`](Self::references).
+    /// See [`references`](Self::references).
     pub fn measure(
         &self,
         images: &[MeasuredImage],
@@ -256,8 +257,8 @@ fn on_device(
     }
 }
 
-/// The image tokenizer of a configuration: from its weights, from its token cache, or fitted to its training set like
-/// in training.
+/// The image tokenizer of a configuration: from its weights, from its token cache, or fitted to its training set as in
+/// training.
 ///
 /// # Errors
 /// If it cannot be loaded or fitted; [`Error::Interrupted`] if the user interrupts.

@@ -1,4 +1,4 @@
-//! Metrics of generated images, against held-out images and against captions. Names are exact: a Fréchet distance is
+//! Metrics of generated images, compared with held-out images and with captions. Names are exact: a Fréchet distance is
 //! called FID only with the features of FID's network.
 
 pub mod clip_image;

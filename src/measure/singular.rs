@@ -24,7 +24,7 @@ pub(super) fn sum_of_singular_values(matrix: &[f64], rows: usize, columns: usize
     if largest == 0.0 {
         return Some(0.0);
     }
-    // Scaled so that squares cannot overflow, and those that matter cannot underflow.
+    // Scaled so that squares cannot overflow, and relevant squares cannot underflow.
     let (mut scaled, rows, columns) = if rows >= columns {
         (matrix.iter().map(|value| value / largest).collect::<Vec<_>>(), rows, columns)
     } else {
@@ -55,7 +55,7 @@ impl Reflection {
 }
 
 /// What a pass computes for the next column to eliminate: the sum of squares of the column without its first row, and
-/// the sum of those rows, each times its entry in the column.
+/// the sum of the other rows, each times its entry in the column.
 struct Found {
     square: f64,
     weighted: Vec<f64>,
