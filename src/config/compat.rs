@@ -1,4 +1,4 @@
-//! Switches that reproduce upstream behaviors which look like mistakes.
+//! Switches that reproduce upstream behaviors that look like mistakes.
 
 use serde_json::{Map, Value};
 

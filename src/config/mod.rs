@@ -72,7 +72,7 @@ pub struct Config {
     pub keep_checkpoints: Option<usize>,
     /// The largest number of log lines per epoch.
     pub log_lines: u64,
-    /// One sentence for each accepted key that has no effect or another one than its name suggests.
+    /// One sentence for each accepted key that has no effect, or an effect that its name does not suggest.
     pub warnings: Vec<String>,
     effective: keys::RawConfig,
 }
@@ -261,7 +261,7 @@ pub struct TrainingConfig {
     pub epochs: u64,
     /// Samples of one batch, `B`.
     pub batch: usize,
-    /// Batches whose gradients make one update.
+    /// Batches whose gradients are accumulated in one update.
     pub accumulation: usize,
     /// Shape of the learning-rate schedule.
     pub schedule: ScheduleShape,
@@ -337,7 +337,7 @@ impl Config {
     /// Like [`load`](Self::load), from text; `name` is the name of the file in messages.
     ///
     /// # Errors
-    /// As for [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         check::check(Source::parse(name, text, sets)?)
     }
@@ -345,7 +345,7 @@ impl Config {
     /// Parses the configuration stored by a run or a comparison. Keys under former names are accepted with a warning.
     ///
     /// # Errors
-    /// As for [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub(crate) fn parse_kept(name: &str, text: &str) -> Result<Self> {
         check::check(Source::parse_kept(name, text)?)
     }

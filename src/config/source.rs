@@ -47,7 +47,7 @@ impl Source {
         Self::parse(&name, &text, sets)
     }
 
-    /// Parses the configuration stored by a run or a comparison. Keys under former names are accepted with a warning.
+    /// Parses the configuration stored by a run or a comparison. Former names of keys are accepted with a warning.
     pub(super) fn parse_kept(name: &str, text: &str) -> Result<Self> {
         let mut config = serde_json::from_str(text).unwrap_or(Value::Null);
         if !renamed::migrate(&mut config) {
@@ -68,7 +68,7 @@ impl Source {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let refusal =
             |key: String, message: String| Error::Config { source_name: name.to_owned(), key, message };
-        // An array would be read as the values of the keys in their order.
+        // Serde would read an array as the values of the keys, in order.
         if !text.trim_start().starts_with('{') {
             let what = if text.trim().is_empty() { "is empty" } else { "is not a JSON object" };
             let message = format!("{what}; a configuration is keys and values, such as {{\"bs\": 32}}");
@@ -188,7 +188,7 @@ fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> (String, St
         let key = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         return (key, format!("duplicate key{}", position(error.inner())));
     }
-    // Within a value, the path of a syntax error ends in `?`.
+    // The path of a syntax error within a value ends in `?`.
     let path = if path == "?" { String::new() } else { path };
     (path, plain(error.inner()))
 }
@@ -201,7 +201,7 @@ fn position(error: &serde_json::Error) -> String {
     }
 }
 
-/// A serde error in the words of the other messages.
+/// A serde error, worded like the other messages.
 fn plain(error: &serde_json::Error) -> String {
     let (text, position) = (error.to_string(), position(error));
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);

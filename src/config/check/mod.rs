@@ -1,4 +1,4 @@
-//! From raw values to checked ones: defaults (mostly the released ones), ranges, and refusals.
+//! Converts raw values to checked ones: defaults (mostly the released ones), ranges, and refused values.
 
 mod image;
 mod rule;
@@ -81,7 +81,7 @@ impl Checker<'_> {
         field.filled(raw).unwrap_or_default()
     }
 
-    /// A switch of which only one value is accepted.
+    /// A switch that accepts only one value.
     fn only(&self, raw: &mut RawConfig, field: &Field<Flag>, reason: &str) -> Result<()> {
         let value = Self::flag(raw, field);
         if field.listed().contains(&value) {
@@ -202,7 +202,7 @@ fn device(checker: &Checker<'_>, raw: &mut RawConfig) -> Result<(DeviceChoice, D
 
 /// Keys that are accepted without effect; they default to the released values.
 fn without_effect(checker: &mut Checker<'_>, raw: &mut RawConfig) -> Result<()> {
-    // It is for editors, and relative to the file: in a copy elsewhere it would point nowhere.
+    // The key is for editors and relative to the file, so a copy in another folder would point to a missing file.
     raw.schema = None;
     for field in [&KEY.data_args.test_csv_path, &KEY.precomputed_rootdir, &KEY.data_path] {
         field.filled(raw);

@@ -37,7 +37,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
     let released = compat.loss_rule || compat.cross_attention_first_sample;
     let default: &'static RuleEntry = match (released, compat.validation_epoch) {
         (true, _) => &rules::LOSS,
-        // A rule that has a validation set.
+        // A rule that uses a validation set.
         (false, true) => &rules::EXCESS,
         (false, false) => &rules::NORM_GAIN,
     };

@@ -53,7 +53,7 @@ fn values(kind: &Kind) -> String {
 
 fn accepted<T: KeyType>(name: &str, allowed: &Allowed<T>) -> String {
     let shown = |value: T| match value.into() {
-        // JSON writes a whole float with `.0`, which the tables leave out.
+        // JSON writes an integral float with `.0`, which the tables omit.
         Value::Number(number) if number.is_f64() => number.as_f64().unwrap_or_default().to_string(),
         Value::String(text) => text,
         other => other.to_string(),

@@ -59,7 +59,7 @@ pub enum Allowed<T: 'static> {
     Multiples(T, T),
     /// Only these.
     OneOf(&'static [T]),
-    /// Whatever the check can parse; these are examples.
+    /// Every value that the check can parse; these are examples.
     SuchAs(&'static [T]),
     /// Any text that is not empty.
     NotEmpty,
@@ -94,7 +94,7 @@ pub(crate) trait KeyType: Copy + Into<Value> + 'static {
     fn into_raw(self) -> Self::Raw;
 }
 
-/// The same, for a setting of any type.
+/// Evaluates an expression for the setting of a [`Kind`], whatever its type.
 macro_rules! match_kind {
     ($kind:expr, $setting:ident => $result:expr) => {
         match $kind {

@@ -28,8 +28,8 @@ pub struct Needs {
     pub norms: bool,
     /// The sample's loss under the reference proxy θ̂, which is then trained alongside the proxy.
     pub reference: bool,
-    /// The gain of the sample's caption, under a proxy that has not seen the sample: the proxies are cross-fitted, the
-    /// loss and the norm are those of the same proxy, and the rater is trained afterwards.
+    /// The gain of the sample's caption, under a proxy that was not trained on the sample. The proxies are cross-fitted,
+    /// the loss and the norm are those of the same proxy, and the rater is trained afterwards.
     pub caption_gain: bool,
 }
 
@@ -46,15 +46,15 @@ impl Needs {
 }
 
 /// Measurements of a batch of training samples, `[B]` each: in the networks' float type on the CPU, in f32 on a
-/// device. Under a rule that needs the caption gain, the batch is a fold, and all measurements are in f64 on the host and
-/// given as mid-rank percentiles, from 0 to 1, because those of two proxies have different scales.
+/// device. Under a rule that needs the caption gain, the batch is a fold, and all measurements are in f64 on the host,
+/// as mid-rank percentiles from 0 to 1, because the measurements of two proxies have different scales.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurements<'a> {
     /// `ℓ_i(θ)`
     pub loss: &'a Tensor,
     /// `ℓ_i(θ̂)`, if the rule needs it.
     pub reference_loss: Option<&'a Tensor>,
-    /// `⟨∇ℓ_i(θ), ∇L_val(θ)⟩`, or with AdamW's step in place of the validation gradient, if the rule needs it.
+    /// `⟨∇ℓ_i(θ), ∇L_val(θ)⟩`, in the geometry of the run, if the rule needs it.
     pub product: Option<&'a Tensor>,
     /// `‖∇ℓ_i(θ)‖²`, if the rule needs it.
     pub squared_norm: Option<&'a Tensor>,
@@ -127,7 +127,7 @@ pub struct RuleEntry {
     pub objective: RaterObjective,
     /// The raters that `compare` trains with this rule, in the order of its tables.
     pub variants: &'static [Variant],
-    /// The name, in `compare`, of what the rater alone says, if the rule's rating is measured by cross-fitting.
+    /// The name in `compare` of the rater's own ratings, if the rule's ratings are measured by cross-fitting.
     pub by_rater: Option<&'static str>,
 }
 

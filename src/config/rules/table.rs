@@ -57,7 +57,7 @@ impl Rule for Excess {
     }
 }
 
-/// The loss in excess of the reference proxy's: the default rule.
+/// The loss in excess of the reference proxy's.
 pub static EXCESS: RuleEntry = RuleEntry {
     name: "excess",
     meaning: "eq. 6, relative to a reference proxy",
@@ -100,8 +100,8 @@ pub static ALIGNMENT: RuleEntry = RuleEntry {
     by_rater: None,
 };
 
-/// `c_i` is minus the mean caption gain: how much better a proxy that has not seen the sample predicts the image with
-/// its own caption than with other ones and with none.
+/// `c_i` is minus the mean caption gain: how much better a proxy that was not trained on the sample predicts the image
+/// with its own caption than with other captions and with none.
 struct Gain;
 
 impl Rule for Gain {
@@ -141,7 +141,7 @@ impl Rule for NormGain {
     }
 }
 
-/// The gradient norm and the gain of the caption, under a proxy that has not seen the sample.
+/// The gradient norm and the gain of the caption, under a proxy that was not trained on the sample: the default rule.
 pub static NORM_GAIN: RuleEntry = RuleEntry {
     name: "norm-gain",
     meaning: "the cross-fitted gradient norm, and the cross-fitted gain of the caption",
