@@ -74,8 +74,8 @@ pub(crate) struct FlawReport {
 }
 
 /// Quantities that a run measures; their names say which values count as a low rating. The first two are those of a
-/// jointly trained proxy (the loss, averaged over the epochs, and the average of the rule's signal), the others those of
-/// cross-fitted proxies.
+/// jointly trained proxy (the loss, averaged over the epochs, and the average of the rule's signal), the others those
+/// of cross-fitted proxies.
 pub(crate) const MEASURED: [&str; 4] = ["high loss", "low signal", "low caption gain", "high gradient norm"];
 
 /// The results of the demo.

@@ -100,7 +100,7 @@ pub(super) fn run(arguments: &ConvertArguments, interrupt: &Interrupt) -> Result
             )));
         }
     };
-    // Whether there is more than one shard, and so the shards' names, is known only once they are written.
+    // The names of shards differ from that of the output, and are known only once the shards are written.
     let companions: &[&str] = if arguments.shard_size.is_some() { &[".safetensors.index.json"] } else { &[] };
     let inputs = [arguments.input.clone()];
     let claim = Claim { command: "convert", inputs: &inputs, overwrite: arguments.overwrite };

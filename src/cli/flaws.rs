@@ -5,8 +5,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The shares of `--flaws` or `--mixture`; `default` if neither is given. With `scenes`, mixtures include the flaws that
-/// need the scene of an image.
+/// The shares of `--flaws` or `--mixture`; `default` if neither is given. With `scenes`, mixtures include the flaws
+/// that need the scene of an image.
 ///
 /// # Errors
 /// If a flaw or its share cannot be parsed, or a flaw is given twice.

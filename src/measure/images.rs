@@ -50,8 +50,8 @@ impl From<Record> for MeasuredImage {
 }
 
 /// Lists the images of `path`: a corpus with these columns (malformed rows are skipped on request), a table
-/// `samples.csv`, a folder with such a table, a folder in GenEval's layout, a folder that is a corpus, or all PNG, JPEG,
-/// WebP and GIF files in a folder, recursively, by name.
+/// `samples.csv`, a folder with such a table, a folder in GenEval's layout, a folder that is a corpus, or all PNG,
+/// JPEG, WebP and GIF files in a folder, recursively, by name.
 ///
 /// # Errors
 /// If the table or folder does not exist, cannot be read, or has no image.

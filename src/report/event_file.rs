@@ -32,8 +32,8 @@ pub struct EventFile {
 const PREFIX: &str = "events.out.tfevents.";
 
 impl EventFile {
-    /// Creates an event file in `folder`, named after the time as TensorBoard expects, and writes its first record. The
-    /// file's name and bytes depend only on the clock and the scalars.
+    /// Creates an event file in `folder`, named after the time as TensorBoard expects, and writes its first record. With
+    /// the same clock values and scalars, the file's name and bytes are the same.
     ///
     /// # Errors
     /// If the folder does not exist or cannot be written, or has an event file of that name.
@@ -125,7 +125,8 @@ impl EventFile {
         self.write_record(&event)
     }
 
-    /// Flushes to the operating system, so that TensorBoard can read the events and a killed process does not lose them.
+    /// Flushes to the operating system, so that TensorBoard can read the events and a killed process does not lose
+    /// them.
     ///
     /// # Errors
     /// If the file cannot be written.

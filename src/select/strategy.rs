@@ -195,9 +195,9 @@ pub enum Strategy {
 impl Strategy {
     /// Gsample centered on the ranking, as in the paper.
     pub(crate) const GSAMPLE: Self = Self::Gsample { mean: 0.5, sigma: 0.2 };
-    /// The default Shift-Gsample: the window in which the rater of the rule `excess` beat random subsets at every share,
-    /// on both corpora tested (docs/comparison.md). The paper's best window is later, about `drop_top` 0.1, `mean` 0.45,
-    /// `sigma` 0.2, because its rater ranks plain images first.
+    /// The default Shift-Gsample: the window in which the rater of the rule `excess` beat random subsets at every
+    /// share, on both corpora tested (docs/comparison.md). The paper's best window is later, about `drop_top` 0.1,
+    /// `mean` 0.45, `sigma` 0.2, because its rater ranks plain images first.
     pub const SHIFT_GSAMPLE: Self = Self::ShiftGsample { drop_top: 0.05, mean: 0.3, sigma: 0.25 };
 
     /// The default filter: the strategy with which the default rule closed most of the gap to clean subsets

@@ -28,8 +28,8 @@ pub struct Needs {
     pub norms: bool,
     /// The sample's loss under the reference proxy θ̂, which is then trained alongside the proxy.
     pub reference: bool,
-    /// The gain of the sample's caption, under a proxy that was not trained on the sample. The proxies are cross-fitted,
-    /// the loss and the norm are those of the same proxy, and the rater is trained afterwards.
+    /// The gain of the sample's caption, under a proxy that was not trained on the sample. The proxies are
+    /// cross-fitted, the loss and the norm are those of the same proxy, and the rater is trained afterwards.
     pub caption_gain: bool,
 }
 
