@@ -1,4 +1,4 @@
-//! `train`: trains the models that rate a corpus: cross-fitted proxies and a rater, or a rater jointly with a proxy.
+//! `train`: trains a rater, jointly with a proxy or on the measurements of cross-fitted proxies.
 
 use std::path::{Path, PathBuf};
 

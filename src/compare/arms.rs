@@ -41,8 +41,8 @@ impl RaterRule {
         RULES.iter().enumerate().flat_map(variants)
     }
 
-    /// The rule named `name`. For constants: an unknown name is then a compile-time error. Case is ignored, because `==`
-    /// is not `const`.
+    /// The rule named `name`. For constants: an unknown name is then a compile-time error. Case is ignored, because
+    /// `==` is not `const`.
     const fn named(name: &str) -> Self {
         let mut rule = 0;
         while rule < RULES.len() {

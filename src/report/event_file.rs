@@ -32,8 +32,8 @@ pub struct EventFile {
 const PREFIX: &str = "events.out.tfevents.";
 
 impl EventFile {
-    /// Creates an event file in `folder`, named after the time as TensorBoard expects, and writes its first record. With
-    /// the same clock values and scalars, the file's name and bytes are the same.
+    /// Creates an event file in `folder`, named after the time as TensorBoard expects, and writes its first record.
+    /// With the same clock values and scalars, the file's name and bytes are the same.
     ///
     /// # Errors
     /// If the folder does not exist or cannot be written, or has an event file of that name.
