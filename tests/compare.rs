@@ -327,12 +327,12 @@ fn what_makes_a_comparison_unfair_is_refused() {
     work.refused(&run(&["--out", "unreadable", "--validation", "data/unreadable.csv"]), &refused);
     // Images in two of the sets.
     let same = run(&["--out", "same", "--held-out", "data/validation.csv"]);
-    work.refused(&same, &["16 validation images are in the held-out set", "--allow-duplicates"]);
+    work.refused(&same, &["16 validation images are also in the held-out set", "--allow-duplicates"]);
     fs::copy(work.path("data/train/000003.png"), work.path("data/validation/000099.png")).unwrap();
     let shared = run(&["--out", "shared", "--keep", "30%", "--equal", "epochs"]);
-    work.refused(&shared, &["1 training images are in the held-out set", "--allow-duplicates"]);
+    work.refused(&shared, &["1 training images are also in the held-out set", "--allow-duplicates"]);
     let said = work.succeed(&[&shared[..], &["--allow-duplicates"]].concat());
-    assert!(said.contains("1 training images are in the held-out set"), "{said}");
+    assert!(said.contains("1 training images are also in the held-out set"), "{said}");
 }
 
 const DISTANCE: &str = "Fréchet distance of tokenizer features, mean and standard deviation over the grid";

@@ -156,7 +156,7 @@ pub(super) fn prepare(
             let count = aside.len() / 2;
             tracing::warn!(
                 "no held-out set is given, so {count} of the {} validation records are held out: models are measured on \
-                 them, and raters do not read them",
+                 them, and no rater reads them",
                 aside.len()
             );
             let (held_out, validation) = split(aside, count, config.seed, u64::MAX - 1, |_| true);
@@ -227,7 +227,7 @@ fn set_aside(
     let enough = records.iter().filter(|record| sound(record)).count() > count;
     if flaw.is_some() && !enough {
         tracing::warn!(
-            "fewer than {count} records are `{}`, so corrupted ones are held out, too",
+            "at most {count} records are `{}`, so corrupted ones are held out, too",
             Flaw::Clean.name()
         );
     }
@@ -254,10 +254,10 @@ fn reasons_in(failed: &Path) -> Result<Reasons> {
 /// Refuses validation and held-out sets with fewer records than a batch. Called before images are read, and again when
 /// the usable records are known.
 fn expect_batches(records: [usize; 2], batch: usize) -> Result<()> {
-    for (what, count) in std::iter::zip(["validation", "measuring"], records) {
+    for (what, count) in std::iter::zip(["validation", "held-out"], records) {
         if count < batch {
             return Err(Error::not_enough_data(format!(
-                "{count} usable records are left for {what}, fewer than a batch of {batch}; add data, or lower bs"
+                "the {what} set has {count} usable records, fewer than a batch of {batch}; add data, or lower bs"
             )));
         }
     }
@@ -311,7 +311,7 @@ fn refuse_shared(request: &CompareRequest, sets: [(&str, &[Record]); 3]) -> Resu
         let Some((first, second)) = shared.first() else { continue };
         let (one, other) = (sets[one].0, sets[other].0);
         let message = format!(
-            "{} {one} images are in the {other} set, too (the first: `{first}` in the {one} set, `{second}` in the {other} \
+            "{} {one} images are also in the {other} set (the first: `{first}` in the {one} set, `{second}` in the {other} \
              set)",
             shared.len()
         );

@@ -137,7 +137,7 @@ impl ClipImage {
         }
         if image_size > LONGEST_SIDE {
             return refuse(format!(
-                "image_size is {image_size}, but no network takes images of a side above {LONGEST_SIDE}; take the \
+                "image_size is {image_size}, but must be at most {LONGEST_SIDE}; use the \
                  config.json that came with the weights"
             ));
         }

@@ -153,7 +153,7 @@ pub(crate) fn prepare(
                     (train.len() / 4).max(1)
                 )));
             }
-            let note = format!("no validation set: {count} training records are held out for it");
+            let note = format!("no validation set: holding out {count} training records");
             (train.split_off(count, config.seed), Some(note))
         }
     };

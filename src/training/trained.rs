@@ -90,7 +90,7 @@ fn checkpoints(run: &Path) -> PathBuf {
 }
 
 fn no_checkpoint(run: &Path) -> Error {
-    Error::input(run, format!("{}: no checkpoint has been written yet; train longer", run.display()))
+    Error::input(run, format!("{}: contains no checkpoint yet; train longer", run.display()))
 }
 
 /// The configuration of a run with `key=value` overrides.

@@ -132,7 +132,7 @@ pub fn load_model(
         None => Checkpoint::newest(checkpoints)?.ok_or_else(|| {
             Error::input(
                 checkpoints,
-                format!("{}: no checkpoint has been written yet; train longer", checkpoints.display()),
+                format!("{}: contains no checkpoint yet; train longer", checkpoints.display()),
             )
         })?,
     };

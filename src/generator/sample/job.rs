@@ -140,7 +140,7 @@ pub fn sample(
     if let ImageLayout::GenEval { metadata } = layout
         && metadata.len() != prompts.len()
     {
-        return Err(Error::argument("each prompt needs its line of GenEval's prompt file"));
+        return Err(Error::argument("each prompt needs a line of GenEval's prompt file"));
     }
     let inputs: Vec<PathBuf> =
         [Some(&request.model), request.weights.as_ref()].into_iter().flatten().cloned().collect();

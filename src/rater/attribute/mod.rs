@@ -381,7 +381,7 @@ impl<'a> Setting<'a> {
             return Err(Error::mismatch(
                 &first.folder,
                 format!(
-                    "{} is given twice, or contains the same proxy as another checkpoint; pass only one of them",
+                    "{} has the same proxy as another checkpoint; pass only one of them",
                     first.folder.display()
                 ),
             ));

@@ -256,9 +256,12 @@ impl Bilevel {
                 *skipped.get_or_insert(0) += scale.skipped();
             }
             if !(updated.applied || some_lost && network != "rater") {
-                let name = first_not_finite(parameters, gradients)?.unwrap_or("(only the norm)");
-                complaints
-                    .push(format!("the {network}'s gradient is not finite, first in the tensor {name}"));
+                complaints.push(match first_not_finite(parameters, gradients)? {
+                    Some(name) => {
+                        format!("the {network}'s gradient is not finite, first in the tensor {name}")
+                    }
+                    None => format!("the norm of the {network}'s gradient is not finite"),
+                });
             }
         }
         report.skipped_updates = skipped;

@@ -110,7 +110,7 @@ impl<'a> CrossFit<'a> {
         let (groups, grouped) = self.folds.grouped();
         if groups > 0 {
             progress.note(&format!(
-                "{grouped} records are near-duplicates of another one, in {groups} groups; all of a group are in the same fold"
+                "{grouped} records are near-duplicates, in {groups} groups; each group is kept in one fold"
             ));
         }
         let mut measured = vec![None; self.data.train.len()];
@@ -216,7 +216,7 @@ impl CrossFitted {
         let signal = CaptionSignal::of(self.found.iter());
         if signal.positive < HELPFUL {
             tracing::warn!(
-                "captions help to predict only {:.0}% of the images (50% by chance), so the ratings say little about \
+                "captions help to predict only {:.0}% of the images (chance: 50%), so the ratings hardly reflect the \
                  captions; more data, or a larger proxy_width or crossfit.epochs, may help",
                 100.0 * signal.positive
             );
