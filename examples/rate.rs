@@ -54,7 +54,7 @@ fn rate(corpus: &Path, run: &Path, sets: &[String]) -> Result<()> {
         checkpoint: run.to_path_buf(),
         config: None,
         corpus: corpus.to_path_buf(),
-        form: None,
+        format: None,
         out: run.join("ratings.csv"),
         rating_column: "rating".to_owned(),
         batch: 64,

@@ -1,5 +1,6 @@
 //! Handles Ctrl-C, SIGTERM and SIGHUP: the first signal is acknowledged immediately, whatever the program is doing,
-//! and requests that it save and exit; a second one exits immediately.
+//! and requests that it save and exit; a second one exits immediately. Signals that arrive together count as one, because
+//! `timeout` and schedulers signal a process and then its group.
 
 use std::{
     sync::{
@@ -8,7 +9,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -34,6 +35,9 @@ pub(crate) const AS_IT_WAS: &str = "the run is unchanged; run the same command a
 
 /// How long the exit waits for its last line to be printed; the terminal may be blocked.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Signals within this time of the first one belong to it.
+const TOGETHER: Duration = Duration::from_millis(200);
 
 /// Whether the user requested to stop. Clones share the state.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +65,12 @@ impl Interrupt {
     pub fn from_signals(tell: impl Fn(&str) + Clone + Send + 'static) -> Result<Self> {
         let interrupt = Self::default();
         let state = Arc::clone(&interrupt.0);
+        let mut first: Option<Instant> = None;
         listen(move || {
+            if first.is_some_and(|first| first.elapsed() < TOGETHER) {
+                return;
+            }
+            first.get_or_insert_with(Instant::now);
             if state.raised.swap(true, Ordering::SeqCst) {
                 // A second signal exits immediately; files are always written atomically.
                 clean_up();

@@ -196,23 +196,13 @@ fn reading_a_long_table_ends_in_the_middle_of_it() {
     assert!(stopped > 0, "no signal came in time");
 }
 
-#[test]
-fn a_second_signal_ends_a_command_at_once() {
-    let place = Place::untrained();
-    let endless = [
-        "train",
-        "--config",
-        "config.json",
-        "--set",
-        "ep=1000000",
-        "--set",
-        "record_every=0",
-        "--out",
-        "endless",
-    ];
+/// Starts a run without end and waits for its first step; its lines on stderr are received.
+fn endless(place: &Place, out: &str) -> (Child, Receiver<String>) {
+    let endless =
+        ["train", "--config", "config.json", "--set", "ep=1000000", "--set", "record_every=0", "--out", out];
     let mut child = place.program(&endless).stdout(Stdio::null()).spawn().unwrap();
     let stderr = lines(child.stderr.take().unwrap());
-    let metrics = place.path("endless/metrics.jsonl");
+    let metrics = place.path(out).join("metrics.jsonl");
     let begun = Instant::now();
     while !fs::metadata(&metrics).is_ok_and(|about| about.len() > 0) {
         assert!(
@@ -222,12 +212,37 @@ fn a_second_signal_ends_a_command_at_once() {
         );
         sleep(Duration::from_millis(5));
     }
-    send("-TERM", &child);
-    send("-TERM", &child);
+    (child, stderr)
+}
+
+/// Waits until a command has ended by a signal.
+fn expect_end(child: &mut Child) {
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(begun.elapsed() < PATIENCE, "it goes on after two signals");
         sleep(Duration::from_millis(2));
     }
     assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_second_signal_ends_a_command_at_once() {
+    let place = Place::untrained();
+    let (mut child, _stderr) = endless(&place, "endless");
+    send("-TERM", &child);
+    sleep(Duration::from_millis(250));
+    send("-TERM", &child);
+    expect_end(&mut child);
+}
+
+/// `timeout` and schedulers signal a process and then its group.
+#[test]
+fn signals_that_arrive_together_count_as_one() {
+    let place = Place::untrained();
+    let (mut child, stderr) = endless(&place, "endless");
+    send("-TERM", &child);
+    send("-INT", &child);
+    expect_end(&mut child);
+    let said: Vec<String> = stderr.iter().collect();
+    assert!(said.iter().any(|line| line.contains("is saved; continue with")), "{said:?}");
 }

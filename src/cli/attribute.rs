@@ -26,7 +26,7 @@ pub enum GeometryArgument {
 /// The arguments of `attribute`.
 #[derive(Clone, Debug, Args)]
 pub struct AttributeArguments {
-    /// A run directory, for its newest checkpoint, or one or more of the folders in its `checkpoints`.
+    /// A run of `train` under a meta-gradient rule, for its newest checkpoint, or one or more of the folders in its `checkpoints`.
     #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
     pub checkpoint: Vec<PathBuf>,
     /// Use all checkpoints of the run (`keep_checkpoints` in its configuration sets how many there are).
@@ -44,7 +44,7 @@ pub struct AttributeArguments {
     /// Output, .csv or .parquet. Failed records go to `NAME.failed.csv` in the same directory.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The vector that each record's gradient is dotted with.
+    /// The vector whose inner product with each record's gradient is taken.
     #[arg(long, value_enum, default_value_t = GeometryArgument::Sgd)]
     pub geometry: GeometryArgument,
     /// Batch size. Results do not depend on it, except for the last digits on a GPU.

@@ -30,7 +30,7 @@ pub struct CompareArguments {
     /// The training set; overrides the configuration. A column `flaw`, as written by `plant`, names the planted flaws.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// The validation set, which guides the raters; overrides the configuration; if neither is set, 20% of the training
+    /// The validation set, which guides the raters of meta-gradient rules; overrides the configuration; if neither is set, 20% of the training
     /// set is held out, of clean records if there is a column of flaws.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,

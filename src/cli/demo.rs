@@ -38,7 +38,7 @@ pub struct DemoArguments {
     /// Device of the networks: cpu, cuda, cuda:N, emulated or auto; `devices` lists them.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
-    /// Set a key of the demo's configuration; may be repeated: --set compat=released
+    /// Set a key of the demo's configuration; may be repeated: --set rule=excess
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -37,7 +37,7 @@ pub struct EncodeArguments {
     /// Directory of the cache. The same command resumes it, and recomputes damaged shards.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// What to cache for captions: states rounded to bf16, states as f32, token ids only (small), or nothing [default:
+    /// What to cache for captions: embeddings in bf16, embeddings in f32, token ids only (small), or nothing [default:
     /// bf16 for CLIP and T5, none for the built-in hashed encoder].
     #[arg(long, value_name = "KIND")]
     pub text: Option<TextArgument>,
@@ -58,13 +58,13 @@ pub struct EncodeArguments {
 /// What to cache for captions.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum TextArgument {
-    /// States in bfloat16.
+    /// Text embeddings in bfloat16.
     Bf16,
-    /// States in 32-bit floats.
+    /// Text embeddings in f32.
     F32,
-    /// Token ids: the encoder's network runs when states are needed.
+    /// Token ids only; the encoder runs when embeddings are needed.
     Ids,
-    /// Nothing: the encoder runs when states are needed.
+    /// Nothing; the encoder runs when embeddings are needed.
     None,
 }
 

@@ -25,7 +25,7 @@ pub struct PackArguments {
     /// (DataComp's .npy). csv and parquet reference the images without reading them.
     #[arg(long, value_name = "FORMAT")]
     pub format: Format,
-    /// The output file, or folder for imagefolder and webdataset. Rows whose image is missing or unreadable are skipped;
+    /// The output: a folder for imagefolder, imagefolder-links and webdataset, else a file. Rows whose image is missing or unreadable are skipped;
     /// their number and the reasons are printed.
     #[arg(long, value_name = "PATH")]
     pub out: PathBuf,

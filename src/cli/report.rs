@@ -25,7 +25,7 @@ pub struct ReportArguments {
     /// Output [default: report.html in the folder].
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
-    /// For a run: ratings that `score` wrote, instead of those of the last epoch.
+    /// For a run: ratings that `score` wrote, instead of those that the run recorded.
     #[arg(long, value_name = "FILE")]
     ratings: Option<PathBuf>,
     /// For a run: the rating column of --ratings [default: the one that `score` wrote, or `rating`].

@@ -25,8 +25,8 @@ pub struct TrainArguments {
     /// formats.
     #[arg(long, value_name = "CORPUS")]
     pub data: Option<PathBuf>,
-    /// The validation set of the rules `excess`, `alignment` and `loss`; overrides the configuration. The default rule,
-    /// `norm-gain`, uses none.
+    /// The validation set; overrides the configuration. `train` uses one only under the rules `excess`, `alignment` and
+    /// `loss`.
     #[arg(long, value_name = "CORPUS")]
     pub validation: Option<PathBuf>,
     /// Read both as csv, jsonl, parquet, webdataset or imagefolder [default: detected by content].

@@ -140,7 +140,7 @@ impl Encoders {
         if config.image_tokenizer.path.is_none() {
             return Err(Error::invalid(
                 "released weights need the image tokenizer they were trained with: set image_tokenizer.kind to vqvae \
-                 and image_tokenizer.path to its weights",
+                 and image_tokenizer.path to its weights, or image_tokenizer.path to the folder image_tokenizer of a run",
             ));
         }
         for warning in &config.warnings {

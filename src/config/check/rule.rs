@@ -77,7 +77,7 @@ pub(super) fn check(checker: &Checker<'_>, raw: &mut RawConfig, compat: Compat) 
         return checker.refuse(
             key,
             "needs per-sample gradients, but under compat.cross_attention_first_sample every sample's loss depends on \
-             the first of its batch; switch it off",
+             the first of its batch; switch it off, or set rule to loss",
         );
     }
     if needs.caption_gain {

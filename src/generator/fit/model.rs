@@ -172,7 +172,12 @@ impl Model {
             let part = tokens.layout.as_ref().map(|layout| self.network.with_layout(layout.clone()));
             let network = part.as_ref().unwrap_or(&self.network);
             let samples = batch.codes.dim(0);
-            let drop_path = network.draw(self.seed, *iteration, samples)?;
+            let mut drop_path = network.draw(self.seed, *iteration, samples)?;
+            if let Some(device) = self.parameters.device() {
+                for factors in drop_path.tensors_mut() {
+                    *factors = factors.to_device(device)?;
+                }
+            }
             let mut tape = Tape::new(&self.parameters).with_recomputing(self.recompute);
             let result = network.weighted_loss(
                 &mut tape,

@@ -331,12 +331,13 @@ impl<'a> Setting<'a> {
                 ),
             ));
         }
-        if config.training.rule.rule.needs().caption_gain {
+        // A run of `fit` is refused when its checkpoint is read.
+        if config.training.rule.rule.needs().caption_gain && run.join(GAINS).exists() {
             return Err(Error::input(
                 run,
                 format!(
-                    "{} was trained with the rule {}, whose proxies are those of its folds; their gains are in {GAINS}, and \
-                     other numbers need a run with another rule",
+                    "{} was trained with the rule {}, whose proxies belong to folds; their gains are in {GAINS}; to attribute, \
+                     train a run with another rule",
                     run.display(),
                     config.training.rule.rule
                 ),

@@ -19,6 +19,9 @@ const AGREEMENT: &str = "agreement.json";
 /// Correlation of ratings below which half of their variance is chance.
 const RELIABLE: f64 = 0.5;
 
+/// Records below which the correlation itself is mostly chance.
+const ENOUGH: usize = 30;
+
 /// Rank correlations between the results of two proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,7 +62,7 @@ impl Agreement {
 
     /// Warns if ratings are mostly chance.
     pub(super) fn warn(&self) {
-        if self.rating < RELIABLE {
+        if self.rating < RELIABLE && self.records >= ENOUGH {
             tracing::warn!(
                 "two proxies agree little about the ratings (rank correlation {:.2} over {} records), so much of them is \
                  chance; more data, or a larger proxy_width or crossfit.epochs, may help",
