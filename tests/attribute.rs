@@ -462,7 +462,7 @@ fn what_cannot_be_attributed_is_one_sentence() {
     refuses(&["--checkpoint", "run/checkpoints/step-00000009"], &["step-00000009", "cannot read"]);
     refuses(&["--checkpoint", "data/images/none"], &["data/images/none", "cannot read"]);
     let twice = ["--checkpoint", "run", "run/checkpoints/step-00000006"];
-    refuses(&twice, &["step-00000006", "given twice"]);
+    refuses(&twice, &["step-00000006", "the same proxy as another"]);
     refuses(&[&twice[..], &["--every"]].concat(), &["--every", "only the run directory"]);
     work.finish(&["train", "--config", "config.json", "--out", "frozen", "--set", "fixVar=true"]);
     refuses(&["--checkpoint", "run", "frozen"], &["two runs", "run", "frozen"]);

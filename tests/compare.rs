@@ -319,7 +319,7 @@ fn what_makes_a_comparison_unfair_is_refused() {
     let validation = fs::read_to_string(work.path("data/validation.csv")).unwrap();
     let few: Vec<&str> = validation.lines().take(10).collect();
     fs::write(work.path("data/few.csv"), few.join("\n")).unwrap();
-    let refused = ["usable records are left", "batch of 8"];
+    let refused = ["usable records, fewer than", "batch of 8"];
     work.refused(&run(&["--out", "rows", "--validation", "data/few.csv"]), &refused);
     assert!(!work.path("rows/tokens").exists(), "it is refused before images are looked at");
     let unreadable = validation.replace("validation/", "absent/");

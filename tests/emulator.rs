@@ -176,7 +176,7 @@ fn launches_beyond_the_card_are_refused() {
         (
             "planted_too_much_shared",
             Launch { grid: [1; 3], block, shared_bytes: most },
-            "shared memory; the card has",
+            "shared memory; the limit is",
         ),
     ] {
         let message = launch(kernel, shape, &[out.write()]).unwrap_err().to_string();

@@ -23,7 +23,7 @@ use serde_json::json;
 use workplace::Workplace;
 
 fn place() -> Workplace {
-    Workplace::new(12, &json!({}))
+    Workplace::new(12, &json!({"depth": 1, "raterDepth": 1}))
 }
 
 /// Images of a small corpus.

@@ -175,7 +175,7 @@ impl Model {
             let mut drop_path = network.draw(self.seed, *iteration, samples)?;
             if let Some(device) = self.parameters.device() {
                 for factors in drop_path.tensors_mut() {
-                    *factors = factors.to_device(device)?;
+                    *factors = factors.cast(DType::F32)?.to_device(device)?;
                 }
             }
             let mut tape = Tape::new(&self.parameters).with_recomputing(self.recompute);

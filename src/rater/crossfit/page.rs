@@ -64,7 +64,7 @@ impl RunMeasurements {
     pub(crate) fn training(&self) -> Result<Section> {
         let series = self.folds.iter().enumerate().map(|(fold, summary)| {
             let points = summary.losses.iter().enumerate().map(|(epoch, loss)| (epoch as f64 + 1.0, *loss));
-            Series::new(&format!("fold {fold}"), points.collect())
+            Series::new(format!("fold {fold}"), points.collect())
         });
         let curves = LossCurves {
             title: "Loss of the proxies over the epochs".to_owned(),
