@@ -172,7 +172,7 @@ fn flaws_that_a_corpus_cannot_have_are_refused() {
     let equal = corpus.table_of("equal.csv", (0..10).map(|index| (index, "a caption".to_owned())));
     let shares = FlawShares::of(&[(Flaw::NeighborCaption, 0.1)]);
     let message = corpus.plant(&equal, "refused", shares, None).unwrap_err().to_string();
-    assert!(message.contains("`neighbor_caption` does not apply"), "{message}");
+    assert!(message.contains("`neighbor_caption` applies to too few records"), "{message}");
     assert!(!corpus.folder.path().join("refused").exists());
     let shares = FlawShares::of(&[(Flaw::TruncatedCaption, 0.04), (Flaw::GenericCaption, 0.1)]);
     let few = corpus.table("few.csv", 0..10);
